@@ -1,10 +1,12 @@
 """Which device holds which part of an array? The only file that knows meshes and rules.
 
-Models name logical axes; the rules say on which mesh axes those are laid. One device is a mesh of ones.
+Models name logical axes; the rules say on which mesh axes those are laid. One device is a mesh of
+ones.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,34 +33,47 @@ RULES = (
 )
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
-    """A mesh over all devices; axes left out have size 1, and without sizes all devices are on `data`.
+def make_mesh(
+    sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over `devices`, or all of them.
 
-    Axes are `Auto`: linen's logical constraints fail on the `Explicit` axes that `jax.make_mesh` makes by default.
+    Axes left out have size 1; without sizes all devices are on `data`. The axes are `Auto`: linen's
+    logical constraints fail on the `Explicit` ones that `jax.make_mesh` makes by default.
     """
-    sizes = dict(sizes or {"data": jax.device_count()})
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(sizes or {"data": len(devices)})
     for name, size in sizes.items():
         if name not in AXES:
-            raise errors.BadInput(f"mesh has no axis {name!r}{errors.nearest(name, AXES)}; known: {', '.join(AXES)}")
+            raise errors.BadInput(
+                f"mesh has no axis {name!r}{errors.nearest(name, AXES)}; known: {', '.join(AXES)}"
+            )
         if size < 1:
             raise errors.BadInput(f"mesh axis {name} is {size}; it must be at least 1")
     wanted = math.prod(sizes.values())
-    if wanted != jax.device_count():
+    if wanted != len(devices):
         raise errors.BadInput(
-            f"mesh {sizes} needs {wanted} devices and {jax.device_count()} are here; change runtime.mesh"
+            f"mesh {sizes} needs {wanted} devices and {len(devices)} are here; change runtime.mesh"
         )
-    return jax.make_mesh(tuple(sizes.get(name, 1) for name in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape = tuple(sizes.get(name, 1) for name in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def of_tree(boxed: Any, mesh: Mesh) -> Any:
-    """The `NamedSharding` of every leaf of a tree of (abstract) arrays; leaves without axis names are replicated.
+    """The `NamedSharding` of every leaf of a tree of (abstract) arrays.
+
+    Leaves without axis names are replicated.
 
     Raises:
         BadInput: when a mesh axis does not divide the dimension it would split.
     """
     specs = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
-    jax.tree_util.tree_map_with_path(_check_divides, nn.meta.unbox(boxed), shardings)
+    jax.tree_util.tree_map_with_path(
+        lambda path, leaf, where: check_divides(jax.tree_util.keystr(path), leaf.shape, where),
+        nn.meta.unbox(boxed),
+        shardings,
+    )
     return shardings
 
 
@@ -72,12 +87,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _check_divides(path: Any, leaf: Any, sharding: NamedSharding) -> None:
-    for size, names in zip(leaf.shape, sharding.spec, strict=False):
-        names = (names,) if isinstance(names, str) else names or ()
-        parts = math.prod(sharding.mesh.shape[name] for name in names)
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """`function` with the mesh and the rules in force whenever it is called, and so when traced.
+
+    Without them the logical constraints inside a network would silently do nothing.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def check_divides(name: str, shape: Sequence[int], sharding: NamedSharding) -> None:
+    """Refuses an array whose dimensions the mesh cannot split evenly."""
+    for size, axes in zip(shape, sharding.spec, strict=False):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
         if size % parts:
             raise errors.BadInput(
-                f"{jax.tree_util.keystr(path)} has a dimension of {size}, which mesh axes {'×'.join(names)} "
-                f"of {parts} devices do not divide; change the mesh or the model"
+                f"{name} has a dimension of {size}, which mesh axes {'×'.join(axes)} of {parts} "
+                "devices do not divide; change the mesh or the size"
             )

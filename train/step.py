@@ -1,0 +1,205 @@
+"""What does one step of training compute, and on which device does each part of it lie?
+
+`train_step` is the pure function; `make_train_step` jits it, in this one place, for a network, an
+optimiser and a mesh.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+
+import model
+from model import errors, sharding
+from train import losses
+
+Batch = Mapping[str, jax.Array]
+LossFunction = Callable[[Any, Batch, jax.Array], jax.Array]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training carries from one step to the next; nothing random is among it.
+
+    Attributes:
+        step: int32, steps taken so far.
+        params: of the network, unboxed.
+        opt_state: of the optax transformation.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def abstract_state(
+    net: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and shardings of a state: what a checkpoint is restored into."""
+    boxed = jax.eval_shape(functools.partial(_fresh, net, optimizer), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.meta.unbox(boxed),
+        sharding.of_tree(boxed, mesh),
+    )
+
+
+def init_state(
+    net: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, *, key: jax.Array
+) -> TrainState:
+    """A fresh state, each part made on the devices it belongs to; no mesh changes its values."""
+    fresh = jax.jit(
+        lambda key: nn.meta.unbox(_fresh(net, optimizer, key)),
+        out_shardings=shardings(abstract_state(net, optimizer, mesh)),
+    )
+    return fresh(key)
+
+
+def shardings(state: TrainState) -> TrainState:
+    """Where each part of a state, abstract or real, lies."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+    """A host batch of [B, T] arrays, laid on the devices.
+
+    Every process passes the whole batch and keeps its own rows.
+    """
+    where = sharding.batch(mesh)
+    for name, array in batch.items():
+        sharding.check_divides(f"batch.{name}", array.shape, where)
+    return {
+        name: jax.make_array_from_callback(array.shape, where, array.__getitem__)
+        for name, array in batch.items()
+    }
+
+
+def next_token_losses(net: nn.Module, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    """Nats of every target of a batch, [B, T]; `key` is for dropout."""
+    logits_BTV, _ = net.apply(
+        {"params": params},
+        batch["tokens"],
+        segments=batch["segments"],
+        train=True,
+        rngs={"dropout": key},
+    )
+    return losses.cross_entropy(logits_BTV, batch["targets"])
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update by the gradient of the mean loss over all weighted targets of the batch.
+
+    Args:
+        state: before the step.
+        batch: `weights` and what `loss_fn` reads, each [B, T].
+        key: the run's; the step's is folded from it by `state.step`.
+        loss_fn: `(params, batch, key)` to losses like `weights`.
+        optimizer: turns the gradient into updates.
+        accumulate: in how many micro-batches the gradient is computed.
+    """
+    key = jax.random.fold_in(key, state.step)
+    loss, grads = loss_and_gradient(loss_fn, state.params, batch, key, accumulate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        "param_norm": optax.global_norm(params),
+        "learning_rate": optax.tree_utils.tree_get(opt_state, "learning_rate", default=jnp.nan),
+        "tokens": jnp.count_nonzero(batch["weights"]),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def loss_and_gradient(
+    loss_fn: LossFunction, params: Any, batch: Batch, key: jax.Array, accumulate: int
+) -> tuple[jax.Array, Any]:
+    """The mean loss over all weighted targets, and its gradient, in `accumulate` micro-batches.
+
+    Each contributes its weighted sum divided by the weight of the whole batch: a mean of means
+    would give the targets of an emptier micro-batch more say.
+    """
+    weight = batch["weights"].sum()
+    weight = jnp.where(weight > 0, weight, 1)
+
+    @jax.value_and_grad
+    def part(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        return (loss_fn(params, batch, key) * batch["weights"]).sum() / weight
+
+    def add(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        i, micro_batch = numbered
+        return jax.tree.map(
+            jnp.add, total, part(params, micro_batch, jax.random.fold_in(key, i))
+        ), None
+
+    if accumulate == 1:
+        return part(params, batch, key)
+    zeros = jax.tree.map(jnp.zeros_like, (weight, params))
+    return jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro_batches(batch, accumulate)))[0]
+
+
+def micro_batches(batch: Batch, count: int) -> Batch:
+    """Each array [B, T] as [count, B / count, T]; part i has the rows i, i + count, i + 2 count ...
+
+    A device holds neighbouring rows, so each part has its share of every device's and no row moves.
+    """
+    rows = len(batch["weights"])
+    if rows % count:
+        raise errors.BadInput(
+            f"train.accumulate={count} does not divide a batch of {rows} rows; change one of them"
+        )
+
+    def split(rows_BT: jax.Array) -> jax.Array:
+        parts = rows_BT.reshape(rows // count, count, -1).swapaxes(0, 1)
+        return nn.with_logical_constraint(parts, (None, "batch", "sequence"))
+
+    return {name: split(rows_BT) for name, rows_BT in batch.items()}
+
+
+def make_train_step(
+    net: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state_shardings: TrainState,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step(state, batch, key) -> (state, metrics)`, compiled once; it consumes the state.
+
+    The metrics are device arrays that nothing waits for: read them a step late, and a loss that is
+    not finite is found then.
+    """
+    step = functools.partial(
+        train_step,
+        loss_fn=functools.partial(next_token_losses, net),
+        optimizer=optimizer,
+        accumulate=accumulate,
+    )
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, sharding.batch(mesh), sharding.replicated(mesh)),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
+    )
+    return sharding.on_mesh(jitted, mesh)
+
+
+def _fresh(net: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """A state whose parameters, and their moments, are boxed with their logical axis names."""
+    params = model.init_boxed(net, key=key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
+    )
