@@ -1,0 +1,87 @@
+# Ganymede from a bare `python3` and `make`: every target sets up $(VENV) by itself, nothing needs activating.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install -qq -c constraints.txt
+PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
+READY := $(VENV)/.ready-$(VERSION)
+ORACLE := $(VENV)/.oracle-$(VERSION)
+
+# Training on Linux spends a tenth or more of its time in page faults unless malloc asks for huge pages.
+ifeq ($(shell uname -s),Linux)
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+endif
+
+.PHONY: help quickstart test lint types unit oracle format bench clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(READY) ## tokenizer, training, evaluation, completions, pictures and a replay in five minutes
+	$(call launch,train --config=configs/quickstart.py --workdir=runs/quickstart)
+	$(call launch,eval --from=runs/quickstart)
+	$(call launch,decode --from=runs/quickstart --workdir=runs/quickstart/decode)
+	$(call launch,inspect --from=runs/quickstart)
+	$(call launch,replay --workdir=runs/quickstart/decode)
+	@printf '\n%s\n' 'Everything is in runs/quickstart:' \
+	  '  config.json  metrics.jsonl  samples.md  figures/  tensorboard/  checkpoints/  tokenizer/' \
+	  '  decode/completions.jsonl and decode/manifest.json: the run that was just replayed' \
+	  '' 'Three commands to try next:' \
+	  '  $(RUN) launch.py decode --from=runs/quickstart --prompt="The with statement"' \
+	  '  $(RUN) launch.py decode --from=runs/quickstart --prompt="def " --config.decode.temperature=0.5' \
+	  '  $(RUN) launch.py train --config=configs/quickstart.py --workdir=runs/mine --config.data.train=my.txt'
+
+test: lint types unit ## lint, types, and every test that needs no oracle
+
+lint: $(READY) ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(READY) ## mypy
+	$(RUN) -m mypy
+
+unit: $(READY) ## the tests; PYTEST_ARGS="-k name" narrows them
+	$(PYTEST) -m "not oracle" $(PYTEST_ARGS)
+
+oracle: $(ORACLE) ## the tests against torch and transformers, which it installs
+	$(PYTEST) -m oracle $(PYTEST_ARGS)
+
+format: $(READY) ## let ruff mend and format the code
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(ORACLE) ## training and decoding, side by side with their peers
+	$(RUN) benchmarks/train_step.py
+	$(RUN) benchmarks/decode.py
+
+clean: ## remove the environment and every cache; runs/ stays
+	@if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	rm -rf .cache build dist ganymede.egg-info
+
+# Says which command it runs, so that a reader learns the verbs.
+define launch
+	@printf '\n$$ %s\n' '$(RUN) launch.py $(1)'
+	@$(RUN) launch.py $(1)
+endef
+
+# An environment made by another Python is made anew; one that was interrupted is completed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Ganymede needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1 || true);" \
+	         "name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@if [ -e $(VENV)/pyvenv.cfg ] && [ ! -e $(VENV)/lib/python$(VERSION) ]; then rm -rf $(VENV); fi
+	@echo "Setting up $(VENV) with Python $(VERSION): about 800 MB, a minute or two on a good line"
+	@start=$$(date +%s); $(PYTHON) -m venv $(VENV) && echo '*' > $(VENV)/.gitignore \
+	  && $(PIP) -e '.[test]' && touch $@ \
+	  && echo "Ready after $$(($$(date +%s) - start)) seconds"
+
+$(ORACLE): $(READY)
+	@echo "Adding torch and transformers to $(VENV): another 1.5 GB"
+	@start=$$(date +%s); $(PIP) -e '.[test,oracle]' && touch $@ \
+	  && echo "Ready after $$(($$(date +%s) - start)) seconds"

@@ -1,0 +1,37 @@
+"""Under which conditions does every test run?
+
+On eight simulated CPU devices, offline, with what XLA compiled kept in `.cache/xla` for the next
+run, and with dtype and rank promotion forbidden; a test that goes through optax is marked
+`standard_promotion`, because optax itself needs it.
+"""
+
+import os
+import pathlib
+
+CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"
+
+# Set before jax is imported, and in the environment, so that programs which tests start have them too.
+for name, value in {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "agg",
+    "OMP_NUM_THREADS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Forbids dtype promotion around a test and the fixtures it is the first to need."""
+    loose = item.get_closest_marker("standard_promotion")
+    jax.config.update("jax_numpy_dtype_promotion", "standard" if loose else "strict")
+    return (yield)
