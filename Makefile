@@ -73,7 +73,8 @@ endef
 # An environment made by another Python is made anew; one that was interrupted is completed.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "Ganymede needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1 || true);" \
+	  { echo "Ganymede needs Python 3.11 or newer, and $(PYTHON) is" \
+	         "$$($(PYTHON) -V 2>/dev/null || echo no working command);" \
 	         "name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@if [ -e $(VENV)/pyvenv.cfg ] && [ ! -e $(VENV)/lib/python$(VERSION) ]; then rm -rf $(VENV); fi
 	@echo "Setting up $(VENV) with Python $(VERSION): about 800 MB, a minute or two on a good line"
