@@ -60,9 +60,15 @@ class Attention(nn.Module):
         """
         c = self.config
         dense = dict(bias=c.bias, dtype=self.runtime.dtype)
-        kv = dict(shape=(c.width, c.kv_heads, c.head_size), axes=("embed", "kv_heads", "head"), **dense)
+        kv = dict(
+            shape=(c.width, c.kv_heads, c.head_size), axes=("embed", "kv_heads", "head"), **dense
+        )
         q_BTNH = layers.Dense(
-            "BTD,DNH->BTNH", (c.width, c.heads, c.head_size), ("embed", "heads", "head"), name="query", **dense
+            "BTD,DNH->BTNH",
+            (c.width, c.heads, c.head_size),
+            ("embed", "heads", "head"),
+            name="query",
+            **dense,
         )(x_BTD)
         k_BSKH = layers.Dense("BTD,DKH->BTKH", name="key", **kv)(x_BTD)
         v_BSKH = layers.Dense("BTD,DKH->BTKH", name="value", **kv)(x_BTD)
@@ -85,5 +91,9 @@ class Attention(nn.Module):
             name="out",
             **dense,
         )(y_BTNH)
-        aux = {"attention": probabilities(q_BTNH, k_BSKH, mask, scale), "keys": k_BSKH, "values": v_BSKH}
+        aux = {
+            "attention": probabilities(q_BTNH, k_BSKH, mask, scale),
+            "keys": k_BSKH,
+            "values": v_BSKH,
+        }
         return y_BTD, aux

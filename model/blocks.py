@@ -31,7 +31,9 @@ class Block(nn.Module):
         c, dtype = self.config, self.runtime.dtype
         drop = nn.Dropout(self.runtime.dropout, deterministic=not self.train)
         h_BTD = layers.Norm(c, dtype, name="attention_norm")(x_BTD)
-        h_BTD, aux = attention.Attention(c, self.runtime, name="attention")(h_BTD, mask, positions_BT, past)
+        h_BTD, aux = attention.Attention(c, self.runtime, name="attention")(
+            h_BTD, mask, positions_BT, past
+        )
         x_BTD = x_BTD + drop(h_BTD)
         h_BTD = layers.Norm(c, dtype, name="feed_forward_norm")(x_BTD)
         h_BTD = layers.FeedForward(c, self.runtime, name="feed_forward")(h_BTD)
@@ -77,7 +79,9 @@ class Stack(nn.Module):
         aux: dict[str, list] = {"attention": [], "keys": [], "values": []}
         for i in range(c.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths_B)
-            x_BTD, layer_aux = block(c, run, train, name=f"layers_{i}")(x_BTD, mask, positions_BT, past)
+            x_BTD, layer_aux = block(c, run, train, name=f"layers_{i}")(
+                x_BTD, mask, positions_BT, past
+            )
             for name, value in layer_aux.items():
                 aux[name].append(value)
         return x_BTD, aux
@@ -105,8 +109,12 @@ def stack_layers(tree: Any) -> Any:
     """The inverse of `unstack_layers`."""
     if not isinstance(tree, dict):
         return tree
-    numbered = sorted((name for name in tree if name.startswith("layers_")), key=lambda name: int(name[7:]))
+    numbered = sorted(
+        (name for name in tree if name.startswith("layers_")), key=lambda name: int(name[7:])
+    )
     result = {name: stack_layers(value) for name, value in tree.items() if name not in numbered}
     if numbered:
-        result["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[name] for name in numbered))
+        result["layers"] = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(tree[name] for name in numbered)
+        )
     return result

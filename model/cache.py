@@ -40,7 +40,9 @@ def append(slots_BSKH: jax.Array, new_BTKH: jax.Array, lengths_B: jax.Array) -> 
 
     Example: lengths `[2, 0]`, T = 1, S = 3 turn slots `[[a, b, -], [-, -, -]]` into `[[a, b, x], [y, -, -]]`.
     """
-    write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, 0))
+    write = jax.vmap(
+        lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, 0)
+    )
     return write(slots_BSKH, new_BTKH.astype(slots_BSKH.dtype), lengths_B)
 
 

@@ -52,7 +52,16 @@ class ModelConfig:
         _check_choices(self, "model")
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
-        for name in ("vocab_size", "context_length", "layers", "width", "heads", "kv_heads", "head_size", "hidden"):
+        for name in (
+            "vocab_size",
+            "context_length",
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "head_size",
+            "hidden",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise errors.BadInput(f"model.{name} is {value}; it must be at least 1")
@@ -99,7 +108,9 @@ class Runtime:
     def __post_init__(self) -> None:
         _check_choices(self, "runtime")
         if not 0.0 <= self.dropout < 1.0:
-            raise errors.BadInput(f"runtime.dropout is {self.dropout}; it must be at least 0 and below 1")
+            raise errors.BadInput(
+                f"runtime.dropout is {self.dropout}; it must be at least 0 and below 1"
+            )
         if self.unroll < 1:
             raise errors.BadInput(f"runtime.unroll is {self.unroll}; it must be at least 1")
 
@@ -110,4 +121,6 @@ def _check_choices(config: ModelConfig | Runtime, where: str) -> None:
         known = CHOICES.get(field.name)
         if known and value not in known:
             hint = errors.nearest(str(value), known)
-            raise errors.BadInput(f"{where}.{field.name} is {value!r}{hint}; known: {', '.join(known)}")
+            raise errors.BadInput(
+                f"{where}.{field.name} is {value!r}{hint}; known: {', '.join(known)}"
+            )

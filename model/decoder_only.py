@@ -16,8 +16,8 @@ from model.config import ModelConfig, Runtime
 class DecoderOnly(nn.Module):
     """Tokens in, logits over the next token out.
 
-    `setup` rather than `@nn.compact` because `features` and `head` are called apart: the decode loop wants logits at one
-    position per row, and a chunked loss wants them a few rows at a time.
+    `setup` rather than `@nn.compact` because `features` and `head` are called apart: the decode loop
+    wants logits at one position per row, and a chunked loss wants them a few rows at a time.
     """
 
     config: ModelConfig
@@ -51,7 +51,8 @@ class DecoderOnly(nn.Module):
 
         Args:
             tokens_BT: int32.
-            mask: bool [B, T], true at real tokens; padding may stand on either side. With a cache it stands on the right.
+            mask: bool [B, T], true at real tokens; padding may stand on either side, and on the
+                right when there is a cache.
             segments: int32 [B, T]; tokens see their own segment only, and positions start again in each.
             cache: tokens are appended behind each row's own length; `aux["cache"]` is the cache with them in it.
             train: applies dropout; needs `rngs={"dropout": key}` when `runtime.dropout` is above 0.
@@ -83,7 +84,9 @@ class DecoderOnly(nn.Module):
         if cache is not None:
             count_B = length if mask is None else mask.sum(axis=1, dtype=jnp.int32)
             aux["cache"] = Cache(
-                keys=tuple(aux["keys"]), values=tuple(aux["values"]), lengths_B=cache.lengths_B + count_B
+                keys=tuple(aux["keys"]),
+                values=tuple(aux["values"]),
+                lengths_B=cache.lengths_B + count_B,
             )
         return self.norm(x_BTD), aux
 

@@ -33,7 +33,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise BadInput(f"{where} has no key {key!r}{nearest(key, fields)}; known keys: {', '.join(fields)}")
+            raise BadInput(
+                f"{where} has no key {key!r}{nearest(key, fields)}; known keys: {', '.join(fields)}"
+            )
     missing = [
         name
         for name, field in fields.items()
@@ -43,7 +45,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     ]
     if missing:
         raise BadInput(f"{where} lacks {', '.join(missing)}; add it to the config")
-    return cls(**{key: _typed(f"{where}.{key}", value, hints[key]) for key, value in values.items()})
+    return cls(
+        **{key: _typed(f"{where}.{key}", value, hints[key]) for key, value in values.items()}
+    )
 
 
 def _typed(where: str, value: Any, hint: Any) -> Any:
@@ -63,5 +67,7 @@ def _typed(where: str, value: Any, hint: Any) -> Any:
             continue
         if isinstance(origin, type) and isinstance(value, origin):
             return value
-    wanted = " or ".join("nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    wanted = " or ".join(
+        "nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options
+    )
     raise BadInput(f"{where} is {value!r} ({type(value).__name__}); it must be {wanted}")

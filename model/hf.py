@@ -51,27 +51,89 @@ GPT2 = (
         "(QNH)",
         "NH",
     ),
-    Row("transformer.h.{i}.attn.c_proj.weight", ("stack/layers_{i}/attention/out/weight",), "(NH)D", "NHD"),
+    Row(
+        "transformer.h.{i}.attn.c_proj.weight",
+        ("stack/layers_{i}/attention/out/weight",),
+        "(NH)D",
+        "NHD",
+    ),
     Row("transformer.h.{i}.attn.c_proj.bias", ("stack/layers_{i}/attention/out/bias",), "D", "D"),
     *_norm("transformer.h.{i}.ln_2", "stack/layers_{i}/feed_forward_norm"),
-    Row("transformer.h.{i}.mlp.c_fc.weight", ("stack/layers_{i}/feed_forward/up/weight",), "DF", "DF"),
+    Row(
+        "transformer.h.{i}.mlp.c_fc.weight",
+        ("stack/layers_{i}/feed_forward/up/weight",),
+        "DF",
+        "DF",
+    ),
     Row("transformer.h.{i}.mlp.c_fc.bias", ("stack/layers_{i}/feed_forward/up/bias",), "F", "F"),
-    Row("transformer.h.{i}.mlp.c_proj.weight", ("stack/layers_{i}/feed_forward/down/weight",), "FD", "FD"),
-    Row("transformer.h.{i}.mlp.c_proj.bias", ("stack/layers_{i}/feed_forward/down/bias",), "D", "D"),
+    Row(
+        "transformer.h.{i}.mlp.c_proj.weight",
+        ("stack/layers_{i}/feed_forward/down/weight",),
+        "FD",
+        "FD",
+    ),
+    Row(
+        "transformer.h.{i}.mlp.c_proj.bias", ("stack/layers_{i}/feed_forward/down/bias",), "D", "D"
+    ),
     *_norm("transformer.ln_f", "norm"),
 )
 
 LLAMA = (
     Row("model.embed_tokens.weight", ("embedding/weight",), "VD", "VD"),
-    Row("model.layers.{i}.input_layernorm.weight", ("stack/layers_{i}/attention_norm/scale",), "D", "D"),
-    Row("model.layers.{i}.self_attn.q_proj.weight", ("stack/layers_{i}/attention/query/weight",), "(NH)D", "DNH"),
-    Row("model.layers.{i}.self_attn.k_proj.weight", ("stack/layers_{i}/attention/key/weight",), "(KH)D", "DKH"),
-    Row("model.layers.{i}.self_attn.v_proj.weight", ("stack/layers_{i}/attention/value/weight",), "(KH)D", "DKH"),
-    Row("model.layers.{i}.self_attn.o_proj.weight", ("stack/layers_{i}/attention/out/weight",), "D(NH)", "NHD"),
-    Row("model.layers.{i}.post_attention_layernorm.weight", ("stack/layers_{i}/feed_forward_norm/scale",), "D", "D"),
-    Row("model.layers.{i}.mlp.gate_proj.weight", ("stack/layers_{i}/feed_forward/gate/weight",), "FD", "DF"),
-    Row("model.layers.{i}.mlp.up_proj.weight", ("stack/layers_{i}/feed_forward/up/weight",), "FD", "DF"),
-    Row("model.layers.{i}.mlp.down_proj.weight", ("stack/layers_{i}/feed_forward/down/weight",), "DF", "FD"),
+    Row(
+        "model.layers.{i}.input_layernorm.weight",
+        ("stack/layers_{i}/attention_norm/scale",),
+        "D",
+        "D",
+    ),
+    Row(
+        "model.layers.{i}.self_attn.q_proj.weight",
+        ("stack/layers_{i}/attention/query/weight",),
+        "(NH)D",
+        "DNH",
+    ),
+    Row(
+        "model.layers.{i}.self_attn.k_proj.weight",
+        ("stack/layers_{i}/attention/key/weight",),
+        "(KH)D",
+        "DKH",
+    ),
+    Row(
+        "model.layers.{i}.self_attn.v_proj.weight",
+        ("stack/layers_{i}/attention/value/weight",),
+        "(KH)D",
+        "DKH",
+    ),
+    Row(
+        "model.layers.{i}.self_attn.o_proj.weight",
+        ("stack/layers_{i}/attention/out/weight",),
+        "D(NH)",
+        "NHD",
+    ),
+    Row(
+        "model.layers.{i}.post_attention_layernorm.weight",
+        ("stack/layers_{i}/feed_forward_norm/scale",),
+        "D",
+        "D",
+    ),
+    Row(
+        "model.layers.{i}.mlp.gate_proj.weight",
+        ("stack/layers_{i}/feed_forward/gate/weight",),
+        "FD",
+        "DF",
+    ),
+    Row(
+        "model.layers.{i}.mlp.up_proj.weight",
+        ("stack/layers_{i}/feed_forward/up/weight",),
+        "FD",
+        "DF",
+    ),
+    Row(
+        "model.layers.{i}.mlp.down_proj.weight",
+        ("stack/layers_{i}/feed_forward/down/weight",),
+        "DF",
+        "FD",
+    ),
     Row("model.norm.weight", ("norm/scale",), "D", "D"),
     Row("lm_head.weight", ("output/weight",), "VD", "VD"),
 )
@@ -84,8 +146,12 @@ def from_theirs(architecture: str, config: ModelConfig, tensors: Mapping[str, An
     tree: dict[str, Any] = {}
     for row in _rows(architecture, config):
         if row.theirs not in tensors:
-            raise errors.BadInput(f"tensor {row.theirs!r} is missing; {architecture} needs it for {row.ours[0]}")
-        for path, array in zip(row.ours, _to_ours(row, np.asarray(tensors[row.theirs]), config), strict=True):
+            raise errors.BadInput(
+                f"tensor {row.theirs!r} is missing; {architecture} needs it for {row.ours[0]}"
+            )
+        for path, array in zip(
+            row.ours, _to_ours(row, np.asarray(tensors[row.theirs]), config), strict=True
+        ):
             *parents, leaf = path.split("/")
             node = tree
             for name in parents:
@@ -115,7 +181,9 @@ def _rows(architecture: str, config: ModelConfig) -> Iterator[Row]:
             continue
         for i in range(config.layers if "{i}" in row.theirs else 1):
             yield dataclasses.replace(
-                row, theirs=row.theirs.format(i=i), ours=tuple(path.format(i=i) for path in row.ours)
+                row,
+                theirs=row.theirs.format(i=i),
+                ours=tuple(path.format(i=i) for path in row.ours),
             )
 
 

@@ -78,9 +78,9 @@ class Embedding(nn.Module):
         return jnp.take(self.weight.astype(self.runtime.dtype), tokens_BT, axis=0)
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits by the transposed table (Press & Wolf 2017)."""
+        """Float32 logits by the transposed table (Press & Wolf 2017)."""
         weight_VD = self.weight.astype(self.runtime.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD)
+        return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=jnp.float32)
 
 
 class Norm(nn.Module):
@@ -125,5 +125,10 @@ class FeedForward(nn.Module):
             h_BTF = activate(h_BTF)
         residual = (2 * c.layers) ** -0.5
         return Dense(
-            "BTF,FD->BTD", (c.hidden, c.width), ("mlp", "embed"), scale=residual, name="down", **dense
+            "BTF,FD->BTD",
+            (c.hidden, c.width),
+            ("mlp", "embed"),
+            scale=residual,
+            name="down",
+            **dense,
         )(h_BTF)
