@@ -11,9 +11,9 @@ PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 READY := $(VENV)/.ready-$(VERSION)
 ORACLE := $(VENV)/.oracle-$(VERSION)
 
-# Training on Linux spends a tenth or more of its time in page faults unless malloc asks for huge pages.
+# On Linux, training spends a tenth or more of its time in page faults unless malloc asks for huge pages.
 ifeq ($(shell uname -s),Linux)
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
 .PHONY: help quickstart test lint types unit oracle format bench clean
@@ -29,7 +29,7 @@ quickstart: $(READY) ## tokenizer, training, evaluation, completions, pictures a
 	$(call launch,decode --from=runs/quickstart --workdir=runs/quickstart/decode)
 	$(call launch,inspect --from=runs/quickstart)
 	$(call launch,replay --workdir=runs/quickstart/decode)
-	@printf '\n%s\n' 'Everything is in runs/quickstart:' \
+	@printf '%s\n' '' 'Everything is in runs/quickstart:' \
 	  '  config.json  metrics.jsonl  samples.md  figures/  tensorboard/  checkpoints/  tokenizer/' \
 	  '  decode/completions.jsonl and decode/manifest.json: the run that was just replayed' \
 	  '' 'Three commands to try next:' \
