@@ -13,6 +13,8 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -360,3 +362,16 @@ def test_an_import_cycle_would_be_seen():
 def test_the_sources_are_found_so_that_the_rules_have_something_to_judge():
     assert {"model/errors.py", "tests/test_structure.py"} <= {file.path for file in sources()}
     assert {"Makefile", ".ci/run", "pyproject.toml"} <= {file.path for file in texts()}
+
+
+def test_tests_run_on_eight_devices_and_refuse_promotion():
+    assert jax.device_count() == 8
+    with pytest.raises(jax.dtypes.TypePromotionError, match="promotion=strict"):
+        jnp.zeros(3, jnp.float32) + jnp.zeros(3, jnp.bfloat16)
+
+
+@pytest.mark.standard_promotion
+def test_a_marked_test_may_promote_types_but_never_ranks():
+    assert (jnp.zeros(3, jnp.float32) + jnp.zeros(3, jnp.bfloat16)).dtype == jnp.float32
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jnp.zeros((2, 3)) + jnp.zeros(3)
