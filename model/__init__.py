@@ -1,6 +1,8 @@
 """A model is a thing you can load and call: `model.load(directory)`, `model.build(config)`."""
 
 import dataclasses
+import functools
+import json
 import pathlib
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from model import blocks, checkpoint, errors, tokenizer
 from model.config import ModelConfig, Runtime
 from model.decoder_only import DecoderOnly
 from model.tokenizer import Tokenizer
@@ -49,3 +52,61 @@ def init_boxed(net: nn.Module, *, key: jax.Array) -> Any:
 def init(net: nn.Module, *, key: jax.Array) -> Any:
     """Fresh parameters as a plain tree of float32 arrays."""
     return nn.meta.unbox(init_boxed(net, key=key))
+
+
+def load(directory: str | pathlib.Path) -> LM:
+    """The model of a run directory, as of its newest complete checkpoint.
+
+    Raises:
+        BadInput: when there is no run, no checkpoint yet, or the tokenizer or configuration beside the checkpoint is
+            not the one its weights were trained with.
+    """
+    directory = pathlib.Path(directory)
+    config = _read_config(directory)
+    step = checkpoint.latest(directory / "checkpoints")
+    if step is None:
+        raise errors.BadInput(
+            f"{directory} has no complete checkpoint yet; train it until one is saved"
+        )
+    meta = checkpoint.read_meta(directory / "checkpoints", step)
+    words = tokenizer.load(directory / "tokenizer")
+    if words.digest != meta["tokenizer"]:
+        raise errors.BadInput(
+            f"{directory / 'tokenizer'} has digest {words.digest[:12]}, and the checkpoint of step {step} was trained "
+            f"with {meta['tokenizer'][:12]}; restore the tokenizer that belongs to this run"
+        )
+    trained = errors.build(ModelConfig, meta["model"], "model")
+    for field in dataclasses.fields(ModelConfig):
+        here, there = getattr(config, field.name), getattr(trained, field.name)
+        if here != there:
+            raise errors.BadInput(
+                f"{directory / 'config.json'} has model.{field.name}={here!r}, and the checkpoint of step {step} was "
+                f"trained with {there!r}; restore the file"
+            )
+    abstract = jax.eval_shape(
+        functools.partial(init, build(config, Runtime(scan=True))), key=jax.random.key(0)
+    )
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract
+    )
+    stacked = checkpoint.params_only(directory / "checkpoints", step, abstract)
+    params = blocks.unstack_layers(stacked)
+    return LM(config, params, words, build(config), checkpoint.tree_digest(params), directory)
+
+
+def _read_config(directory: pathlib.Path) -> ModelConfig:
+    """The group `model` of a run's config.json."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise errors.BadInput(f"there is no directory {directory}; give one that train has written")
+    if not path.is_file():
+        raise errors.BadInput(
+            f"{directory} holds no run: {path.name} is missing; give a directory that train has written"
+        )
+    try:
+        return errors.build(ModelConfig, json.loads(path.read_text())["model"], f"{path}: model")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise errors.BadInput(
+            f"{path} is not the config.json that train writes ({error}); restore it"
+        ) from error
