@@ -111,11 +111,10 @@ def read(source: Source) -> Iterator[str]:
 def digest(source: Source) -> str:
     """SHA-256 of how a source is read and of its files' bytes; not of where they lie."""
     hashed = hashlib.sha256(json.dumps(dataclasses.astuple(source)[2:]).encode())
-    if source.path in EMBEDDED:
-        for text in _embedded(source.path):
-            hashed.update(b"%d\n%s" % (len(text), text.encode()))
-        return hashed.hexdigest()
-    for path in _paths(source):
+    embedded = source.path in EMBEDDED
+    if embedded:
+        hashed.update(json.dumps([source.path, _SHORTEST, _LONGEST, _topics()]).encode())
+    for path in _modules() if embedded else _paths(source):
         try:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
@@ -268,29 +267,29 @@ def _embedded(name: str) -> tuple[str, ...]:
     if name == "python":
         return _embedded("python-prose") + _embedded("python-code")
     docstrings, definitions = _standard_library()
-    if name == "python-code":
-        return definitions
+    return definitions if name == "python-code" else _topics() + docstrings
+
+
+def _topics() -> tuple[str, ...]:
+    """What `help("with")` and its like print: the language reference by topic."""
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
-        topics = {}
-    return tuple(topics[topic] for topic in sorted(topics)) + docstrings
+        return ()
+    return tuple(topics[topic] for topic in sorted(topics))
 
 
 @functools.cache
 def _standard_library() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The docstrings of the standard library's modules, and the sources of their functions and classes."""
     docstrings, definitions = [], []
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        if _NOT_TEXT & set(path.relative_to(root).parts):
-            continue
+    for path in _modules():
         try:
             text = path.read_text("utf-8")
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(text)
         except (OSError, SyntaxError, ValueError):
-            continue  # a file of an older or a vendor's Python: other versions carry other text anyway
+            continue  # not every Python's library is the one its makers shipped
         docstrings.append(ast.get_docstring(tree) or "")
         lines = text.splitlines(keepends=True)
         for node in tree.body:
@@ -301,3 +300,12 @@ def _standard_library() -> tuple[tuple[str, ...], tuple[str, ...]]:
         tuple(text for text in docstrings if len(text) >= _SHORTEST),
         tuple(text for text in definitions if _SHORTEST <= len(text) <= _LONGEST),
     )
+
+
+def _modules() -> list[pathlib.Path]:
+    """The source files of the standard library that are text for us, sorted."""
+    found = []
+    for directory, inside, names in os.walk(sysconfig.get_paths()["stdlib"]):
+        inside[:] = [name for name in inside if name not in _NOT_TEXT]
+        found += [pathlib.Path(directory, name) for name in names if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.as_posix())
