@@ -117,9 +117,9 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
-        "param_norm": optax.global_norm(params),
-        "learning_rate": optax.tree_utils.tree_get(opt_state, "learning_rate", default=jnp.nan),
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+        "learning_rate": optax.tree.get(opt_state, "learning_rate", default=jnp.nan),
         "tokens": jnp.count_nonzero(batch["weights"]),
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
