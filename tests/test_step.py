@@ -29,7 +29,7 @@ GPT2 = dataclasses.replace(
 )
 SCANNED = model.Runtime(scan=True)
 SGD = optax.sgd(0.5)
-SEED, RUN = jax.random.key(3), jax.random.key(11)
+INIT = jax.random.key(3)
 MESHES = [
     dict(data=2, fsdp=2, tensor=2),
     dict(data=8),
@@ -60,7 +60,7 @@ def make_batch(seed=5, rows=8, length=10, vocab_size=34):
 def start(config):
     """The state that every run of a test starts from, on the host."""
     state = step.init_state(
-        model.build(config, SCANNED), SGD, sharding.make_mesh(devices=jax.devices()[:1]), key=SEED
+        model.build(config, SCANNED), SGD, sharding.make_mesh(devices=jax.devices()[:1]), key=INIT
     )
     return jax.device_get(state)
 
@@ -73,14 +73,14 @@ def compiled(config, runtime, mesh, transform, accumulate):
     return step.make_train_step(net, transform, mesh, where, accumulate), where
 
 
-def run(config, batches, runtime=SCANNED, mesh=None, transform=SGD, accumulate=1, key=RUN):
+def run(config, batches, runtime=SCANNED, mesh=None, transform=SGD, accumulate=1, seed=11):
     """(params, metrics of each step) after one step per batch."""
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     train_step, where = compiled(config, runtime, mesh, transform, accumulate)
     state = start(config).replace(opt_state=transform.init(start(config).params))
     state, history = jax.device_put(state, where), []
     for batch in batches:
-        state, metrics = train_step(state, step.put_batch(batch, mesh), key)
+        state, metrics = train_step(state, step.put_batch(batch, mesh), jax.random.key(seed))
         history.append(jax.device_get(metrics))
     return jax.device_get(state.params), history
 
@@ -140,7 +140,7 @@ def test_a_state_is_made_where_it_belongs_with_the_values_of_one_device():
     mesh, net = sharding.make_mesh(MESHES[0]), model.build(GPT2, SCANNED)
     adam = optimizer.build(optimizer.OptimizerConfig(), steps=3)
     abstract = step.abstract_state(net, adam, mesh)
-    state = step.init_state(net, adam, mesh, key=SEED)
+    state = step.init_state(net, adam, mesh, key=INIT)
 
     def describe(leaf):
         return (leaf.shape, leaf.dtype, leaf.sharding)
@@ -196,8 +196,7 @@ def test_dropout_changes_with_key_step_and_micro_batch_and_with_nothing_else():
     twice = {name: np.repeat(rows[:4], 2, axis=0) for name, rows in make_batch().items()}
 
     def losses(seed, accumulate):
-        key = jax.random.key(seed)
-        _, history = run(LLAMA, [twice] * 2, runtime, None, frozen, accumulate, key)
+        _, history = run(LLAMA, [twice] * 2, runtime, None, frozen, accumulate, seed)
         return [float(metrics["loss"]) for metrics in history]
 
     for accumulate in (1, 2):
@@ -246,7 +245,7 @@ def test_packed_documents_cost_what_each_costs_alone():
             batch["segments"][i, at] = 1 if i == 4 else number  # the last row does not part them
     net = model.build(LLAMA, SCANNED)
     nats_BT = jax.jit(functools.partial(step.next_token_losses, net))(
-        start(LLAMA).params, batch, RUN
+        start(LLAMA).params, batch, jax.random.key(0)
     )
     *alone, packed, leaking = np.where(batch["segments"] > 0, nats_BT, 0).sum(axis=1)
     np.testing.assert_allclose(packed, sum(alone), rtol=1e-6)
