@@ -1,0 +1,384 @@
+"""Is the batch of a step a pure function, is every token a target once, and do documents stay apart?"""
+
+import collections
+import errno
+import json
+import os
+import re
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from model import errors, tokenizer
+from train import corpus, data
+
+TEXTS = [
+    f"Moon {number} goes around planet {number % 7}.\n" * (number % 5 + 1) for number in range(307)
+]
+SIZES = strategies.lists(strategies.integers(0, 23), min_size=1, max_size=13)
+
+
+def tokens_of(sizes, first=4):
+    """Documents of the given numbers of ids, all ids different, between bos 2 and eos 3."""
+    ids, offsets = [], [0]
+    for size in sizes:
+        ids += [2, *range(first, first + size), 3]
+        first += size
+        offsets.append(len(ids))
+    return data.Tokens(np.array(ids, np.uint32), np.array(offsets), bytes=sum(sizes))
+
+
+def by_hand(tokens, length):
+    """Rows one token at a time."""
+    ids = tokens.ids.tolist()
+    rows = []
+    for start in range(0, max(1, len(ids) - 1), length):
+        row = {"tokens": [], "targets": [], "segments": [], "weights": []}
+        segment = 1
+        for at in range(start, start + length):
+            real = at + 1 < len(ids)
+            if real and at > start and at in tokens.offsets:
+                segment += 1
+            row["tokens"].append(ids[at] if real else 0)
+            row["targets"].append(ids[at + 1] if real else 0)
+            row["segments"].append(segment if real else 0)
+            row["weights"].append(1.0 if real and at + 1 not in tokens.offsets else 0.0)
+        rows.append(row)
+    return rows
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+@hypothesis.given(sizes=SIZES, length=strategies.integers(1, 29))
+def test_rows_are_those_made_one_token_at_a_time(sizes, length):
+    tokens = tokens_of(sizes)
+    packed = data.Packed(tokens, length)
+    expected = by_hand(tokens, length)
+    assert len(packed) == len(expected)
+    for index, row in enumerate(expected):
+        assert {name: array.tolist() for name, array in packed[index].items()} == row
+    dtypes = {name: array.dtype for name, array in packed[0].items()}
+    assert dtypes == {
+        "tokens": "int32",
+        "targets": "int32",
+        "segments": "int32",
+        "weights": "float32",
+    }
+
+
+@hypothesis.given(
+    sizes=SIZES,
+    shape=strategies.integers(1, 29).flatmap(
+        lambda t: strategies.tuples(strategies.just(t), strategies.integers(0, t - 1))
+    ),
+)
+def test_every_token_but_bos_is_a_target_of_exactly_one_row_whatever_the_overlap(sizes, shape):
+    tokens = tokens_of(sizes)
+    packed = data.Packed(tokens, *shape)
+    counted = collections.Counter()
+    for index in range(len(packed)):
+        row = packed[index]
+        counted.update(row["targets"][row["weights"] > 0].tolist())
+        assert not row["weights"][row["segments"] == 0].any()
+    assert counted == collections.Counter(id for id in tokens.ids.tolist() if id != 2)
+
+
+def test_the_example_of_the_docstring():
+    packed = data.Packed(
+        data.Tokens(np.array([2, 7, 3, 2, 8, 3], np.uint16), np.array([0, 3, 6]), 2), 4
+    )
+    assert [
+        {name: array.tolist() for name, array in packed[index].items()}
+        for index in range(len(packed))
+    ] == [
+        {
+            "tokens": [2, 7, 3, 2],
+            "targets": [7, 3, 2, 8],
+            "segments": [1, 1, 1, 2],
+            "weights": [1, 1, 0, 1],
+        },
+        {
+            "tokens": [8, 0, 0, 0],
+            "targets": [3, 0, 0, 0],
+            "segments": [1, 0, 0, 0],
+            "weights": [1, 0, 0, 0],
+        },
+    ]
+
+
+def test_a_row_outside_the_stream_is_an_index_error():
+    packed = data.Packed(tokens_of([11, 13]), 7)
+    for index in (-1, len(packed)):
+        with pytest.raises(IndexError):
+            packed[index]
+
+
+PACKED = [
+    data.Packed(tokens_of([31, 5, 97, 211] * 5), 11),
+    data.Packed(tokens_of([17] * 61, first=10**6), 11),
+]
+
+
+@pytest.mark.parametrize("weights", [None, (0.7, 0.3)])
+def test_a_batch_depends_on_data_seed_and_step_alone(weights):
+    make = lambda seed=13: data.batches(PACKED, weights, batch_size=5, seed=seed)  # noqa: E731
+    in_order = [make()[step] for step in range(53)]
+    backwards = make()
+    for step in reversed(range(53)):
+        assert same(backwards[step], in_order[step])
+    assert not any(same(make(14)[step], in_order[step]) for step in range(53))
+    assert {name: array.shape for name, array in in_order[0].items()} == dict.fromkeys(
+        ["tokens", "targets", "segments", "weights"], (5, 11)
+    )
+
+
+@pytest.mark.parametrize("weights", [None, (0.7, 0.3)])
+def test_a_late_step_costs_no_more_rows_than_the_first(weights, monkeypatch):
+    read = []
+    inner = data.Packed.__getitem__
+    monkeypatch.setattr(
+        data.Packed, "__getitem__", lambda self, index: read.append(index) or inner(self, index)
+    )
+    made = data.batches(PACKED, weights, batch_size=5, seed=13)
+    assert made[10**6]["tokens"].shape == made[10**12]["tokens"].shape == (5, 11)
+    assert len(read) == 10
+
+
+def firsts(made, count):
+    """What tells rows apart, in the order in which they come: tokens and targets together."""
+    rows = []
+    for step in range(-(-count // 5)):
+        batch = made[step]
+        rows += [
+            tuple(tokens) + tuple(targets)
+            for tokens, targets in zip(
+                batch["tokens"].tolist(), batch["targets"].tolist(), strict=True
+            )
+        ]
+    return rows[:count]
+
+
+def test_every_row_comes_once_per_epoch_in_an_order_of_its_own():
+    total = sum(map(len, PACKED))
+    rows = firsts(data.batches(PACKED, None, batch_size=5, seed=13), 3 * total)
+    epochs = [rows[start : start + total] for start in range(0, 3 * total, total)]
+    everything = {
+        tuple(np.concatenate([p[i]["tokens"], p[i]["targets"]]).tolist())
+        for p in PACKED
+        for i in range(len(p))
+    }
+    assert len(everything) == total
+    assert all(len(epoch) == len(set(epoch)) and set(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_mixture_keeps_its_proportions_and_repeats_each_source_in_epochs_of_its_own():
+    rows = firsts(data.batches(PACKED, (0.7, 0.3), batch_size=5, seed=13), 1000)
+    second = [row for row in rows if max(row) >= 10**6]
+    assert len(second) == pytest.approx(300, abs=2)
+    epoch = len(PACKED[1])
+    assert len(set(second[:epoch])) == epoch and set(second[epoch : 2 * epoch]) == set(
+        second[:epoch]
+    )
+    assert second[:epoch] != second[epoch : 2 * epoch]
+
+
+def test_equal_sources_are_shuffled_differently():
+    twins = [data.Packed(tokens_of([17] * 61, first=first), 11) for first in (4, 10**6)]
+    rows = firsts(data.batches(twins, (0.5, 0.5), batch_size=5, seed=13), 100)
+    one = [row[0] for row in rows if 4 <= max(row) < 10**6]
+    other = [row[0] - 10**6 + 4 for row in rows if max(row) >= 10**6]
+    assert one[:20] != other[:20]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_evaluation_reads_every_row_in_order_in_batches_of_one_shape(batch_size):
+    packed = PACKED[1]
+    made = list(data.eval_batches(packed, batch_size))
+    joined = {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
+    assert all(batch["tokens"].shape == (batch_size, 11) for batch in made)
+    assert all(
+        same({name: array[index] for name, array in joined.items()}, packed[index])
+        for index in range(len(packed))
+    )
+    assert not any(array[len(packed) :].any() for array in joined.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: data.Packed(PACKED[0].tokens, 0), r"row length is 0; it must be at least 1"),
+        (
+            lambda: data.Packed(PACKED[0].tokens, 7, 7),
+            r"overlap of rows is 7; it must be .* below their length 7",
+        ),
+        (
+            lambda: data.batches(PACKED, None, batch_size=0, seed=1),
+            r"batch size is 0; it must be at least 1",
+        ),
+        (
+            lambda: data.batches(PACKED, None, batch_size=1, seed=-1),
+            r"data seed is -1; it must be at least 0 and below",
+        ),
+    ],
+)
+def test_impossible_shapes_and_seeds_are_refused(make, message):
+    with pytest.raises(errors.BadInput, match=message):
+        make()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return tokenizer.train(TEXTS, vocab_size=307)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+def loaded(texts, **options):
+    valid = texts.with_name("valid.txt")
+    valid.write_text("Ganymède is held out")
+    return corpus.load([{"path": str(texts), **options}], valid=str(valid))
+
+
+def test_prepared_arrays_hold_the_documents_between_bos_and_eos(trained, texts, tmp_path):
+    made = data.prepare(loaded(texts), trained, tmp_path / "data")
+    kept = list(loaded(texts).texts())
+    (train,) = made.train
+    assert train.ids.tolist() == [id for text in kept for id in (2, *trained.encode(text), 3)]
+    assert train.offsets[0] == 0 and train.offsets[-1] == len(train.ids)
+    assert [
+        trained.decode(train.ids[a:b])
+        for a, b in zip(train.offsets, train.offsets[1:], strict=False)
+    ] == kept
+    assert (train.ids.dtype, train.offsets.dtype) == (np.uint16, np.int64)
+    assert (train.documents, train.bytes) == (len(kept), sum(len(text.encode()) for text in kept))
+    assert (made.valid.documents, made.valid.bytes) == (1, 21)
+    assert trained.decode(made.valid.ids) == "Ganymède is held out"
+    assert made.weights is None and made.report["train_documents"] == len(kept)
+    assert isinstance(train.ids.base, np.memmap)
+
+
+def test_large_vocabularies_are_stored_in_four_bytes(trained, texts, tmp_path, monkeypatch):
+    narrow = data.prepare(loaded(texts), trained, tmp_path / "narrow")
+    monkeypatch.setitem(trained.__dict__, "vocab_size", 2**16 + 1)
+    wide = data.prepare(loaded(texts), trained, tmp_path / "wide")
+    assert wide.train[0].ids.dtype == np.uint32
+    assert wide.train[0].ids.tolist() == narrow.train[0].ids.tolist()
+
+
+def test_the_size_of_the_chunks_does_not_show(trained, texts, tmp_path, monkeypatch):
+    whole = data.prepare(loaded(texts), trained, tmp_path / "whole")
+    monkeypatch.setattr(data, "_CHUNK_BYTES", 101)
+    cut = data.prepare(loaded(texts), trained, tmp_path / "cut")
+    names = sorted(path.relative_to(whole.directory) for path in whole.directory.rglob("*.*"))
+    assert len(names) == 5
+    assert all(
+        (whole.directory / name).read_bytes() == (cut.directory / name).read_bytes()
+        for name in names
+    )
+
+
+def test_weights_come_from_the_sources_and_do_not_tokenise_again(
+    trained, texts, tmp_path, monkeypatch
+):
+    first = data.prepare(loaded(texts), trained, tmp_path)
+    monkeypatch.setattr(data, "_write", None)
+    second = data.prepare(loaded(texts, weight=2.5), trained, tmp_path)
+    assert second.weights == (2.5,) and second.directory == first.directory
+
+
+def test_progress_ends_with_all_bytes(trained, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_CHUNK_BYTES", 1009)
+    seen = []
+    made = data.prepare(
+        loaded(texts), trained, tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
+    total = made.train[0].bytes + made.valid.bytes
+    assert len(seen) > 7 and seen == sorted(seen) and seen[-1] == (total, total)
+
+
+def test_what_is_there_is_not_made_again(trained, texts, tmp_path, monkeypatch):
+    first = data.prepare(loaded(texts), trained, tmp_path)
+    monkeypatch.setattr(tokenizer.Tokenizer, "encode_batch", None)
+    monkeypatch.setattr(corpus.Corpus, "train_documents", None)
+    assert (
+        data.prepare(loaded(texts), trained, tmp_path).train[0].ids.tolist()
+        == first.train[0].ids.tolist()
+    )
+
+
+@pytest.mark.parametrize("change", ["text", "tokenizer", "split"])
+def test_a_changed_text_tokenizer_or_split_is_made_again(trained, texts, tmp_path, change):
+    first = data.prepare(loaded(texts), trained, tmp_path / "data")
+    if change == "text":
+        texts.write_text(texts.read_text() + '{"text": "Callisto"}\n')
+    other = tokenizer.train(TEXTS, vocab_size=311) if change == "tokenizer" else trained
+    second = data.prepare(
+        loaded(texts, format="text" if change == "split" else "auto"), other, tmp_path / "data"
+    )
+    assert second.digest != first.digest and second.directory != first.directory
+    assert second.train[0].ids.tolist() != first.train[0].ids.tolist()
+
+
+def test_being_killed_in_the_middle_leaves_nothing_that_is_taken_for_complete(
+    trained, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "_CHUNK_BYTES", 1009)
+    whole = data.prepare(loaded(texts), trained, tmp_path / "whole")
+    seen = []
+
+    def die(done, total):
+        seen.append(sorted(path.name for path in (tmp_path / "data").rglob("*")))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    # A kill runs no handler: what lies there then must not be found, nor stand in the way.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data.shutil, "rmtree", lambda *_, **__: None)
+        data.prepare(loaded(texts), trained, tmp_path / "data", progress=die)
+    assert "tokens.npy" in seen[-1] and not (tmp_path / "data" / whole.directory.name).exists()
+    again = data.prepare(loaded(texts), trained, tmp_path / "data")
+    assert again.train[0].ids.tolist() == whole.train[0].ids.tolist()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [whole.directory.name]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda at: (at / "meta.json").write_text("{"),
+        lambda at: (at / "meta.json").unlink(),
+        lambda at: (at / "valid" / "offsets.npy").unlink(),
+        lambda at: (at / "train-0" / "tokens.npy").write_bytes(
+            (at / "train-0" / "tokens.npy").read_bytes()[:-2]
+        ),
+        lambda at: np.save(at / "train-0" / "tokens.npy", np.zeros(7, np.uint16)),
+    ],
+)
+def test_damaged_arrays_are_made_again(trained, texts, tmp_path, damage):
+    first = data.prepare(loaded(texts), trained, tmp_path)
+    expected = first.train[0].ids.tolist()
+    damage(first.directory)
+    assert data.prepare(loaded(texts), trained, tmp_path).train[0].ids.tolist() == expected
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(trained, texts, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        errors.BadInput, match=r"cannot write tokens to .*: No space left on device; free space"
+    ) as caught:
+        data.prepare(loaded(texts), trained, tmp_path / "data")
+    assert not re.search("\n", str(caught.value)) and not list((tmp_path / "data").iterdir())
