@@ -1,0 +1,93 @@
+"""Which random numbers does a token get? The key schedule, as `docs/keys.md` publishes it.
+
+A key is folded from (root seed, request id, sample, position, stream) and nothing else: no key is split, stored in loop
+state, or shared by two rows. Everything goes through Threefry-2x32 `fold_in`, which no JAX setting alters.
+"""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import errors
+
+VERSION = 1
+IMPLEMENTATION = "threefry2x32"
+STREAMS = {"sample": 0, "accept": 1, "residual": 2, "draft": 3, "xtc": 4}
+
+
+def seed_words(seed: int) -> np.ndarray:
+    """The root key's two words, high half first; below 2^32 it is the key of `jax.random.key(seed)`."""
+    if (
+        isinstance(seed, bool)
+        or not isinstance(seed, int | np.integer)
+        or not 0 <= int(seed) < 2**64
+    ):
+        raise errors.BadInput(f"seed is {seed!r}; it must be a whole number from 0 to 2^64 - 1")
+    return np.array([int(seed) >> 32, int(seed) & 0xFFFFFFFF], np.uint32)
+
+
+def id_words(request_id: str | int) -> np.ndarray:
+    """First 8 bytes of the SHA-256 of the id's text, as two big-endian words; a number's text is its decimal digits."""
+    digest = hashlib.sha256(str(request_id).encode("utf-8")).digest()
+    return np.frombuffer(digest[:8], ">u4").astype(np.uint32)
+
+
+@jax.jit
+def _row_key(seed_2: jax.Array, id_2: jax.Array, sample: jax.Array) -> jax.Array:
+    key = jax.random.wrap_key_data(seed_2, impl=IMPLEMENTATION)
+    for word in (id_2[0], id_2[1], sample):
+        key = jax.random.fold_in(key, word)
+    return key
+
+
+def row_key(seed: int, request_id: str | int, sample: int) -> jax.Array:
+    """The key of one completion: the root key folded with the request id's two words and the sample index."""
+    return _row_key(seed_words(seed), id_words(request_id), np.uint32(sample))
+
+
+def fold(keys_B: jax.Array, positions_B: jax.Array, stream: str = "sample") -> jax.Array:
+    """Each row's key for the token at its position: the row key folded with the position, then with the stream."""
+    tag = np.uint32(STREAMS[stream])
+    return jax.vmap(
+        lambda key, position: jax.random.fold_in(jax.random.fold_in(key, position), tag)
+    )(keys_B, positions_B.astype(jnp.uint32))
+
+
+def token_key(
+    seed: int, request_id: str | int, sample: int, position: int, stream: str = "sample"
+) -> jax.Array:
+    """The key of one token.
+
+    `position` is the token's own in the sequence: after a prompt of P tokens, begin-of-text included, the first
+    generated one stands at P. `stream` names what the numbers are for, one of `STREAMS`.
+
+    >>> jax.random.key_data(token_key(0, "0", 0, 5)).tolist()
+    [3058293226, 253885349]
+    """
+    return fold(row_key(seed, request_id, sample)[None], jnp.array([position], jnp.uint32), stream)[
+        0
+    ]
+
+
+def gumbel(keys_B: jax.Array, vocabulary: int) -> jax.Array:
+    """Standard Gumbel noise [B, V], from 46 random bits per entry.
+
+    Entry v of a row depends on the row's key and v alone: its bits are the two words of the key folded with v. So
+    padding the vocabulary, or computing a few entries only, changes nothing. 46 bits reach a Gumbel value of 32; 23
+    bits, the default of `jax.random.gumbel`, end at 16 and never draw what lies 17 nats below the top.
+    """
+    ids_V = jnp.arange(vocabulary, dtype=jnp.uint32)
+    each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    words_BV2 = jax.random.key_data(each(keys_B, ids_V))
+    high_BV, low_BV = words_BV2[:, :, 0] >> 9, words_BV2[:, :, 1] >> 9
+    fine_BV = _scaled(high_BV, 2.0**-23) + _scaled(2 * low_BV + 1, 2.0**-47)
+    coarse_BV = _scaled(2 * high_BV + 1, 2.0**-24)
+    uniform_BV = jnp.where(high_BV < 2**22, fine_BV, coarse_BV)
+    return -jnp.log(-jnp.log1p(-uniform_BV))
+
+
+def _scaled(whole: jax.Array, unit: float) -> jax.Array:
+    """A whole number below 2^24 times a power of two: exact in float32."""
+    return whole.astype(jnp.float32) * jnp.float32(unit)
