@@ -1,0 +1,370 @@
+"""What happened in this run, and what does this model do? Numbers for the pictures, and tables for the terminal.
+
+Each picture is a PNG for people and, beside it, a JSON file for programs with the very numbers that were drawn.
+"""
+
+import json
+import math
+import pathlib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import model
+from decode import processors
+from decode.settings import Completion, Settings
+from model import errors
+from train import figures
+
+PROMPTS = ("Where is Ganymede located in the solar system?",)
+SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
+CELLS = 100  # attention weights on a side of one figure; a model with more gets a figure per layer
+LONGEST = 64  # tokens that an attention map can label readably
+CANDIDATES = 15  # tokens that a next-token panel shows
+LONGEST_PROMPT = 300  # letters of a prompt that the table of completions repeats
+_filter = jax.jit(processors.hf)
+
+
+def run(
+    directory: pathlib.Path, prompts: Sequence[str] | None = None, settings: Settings = SETTINGS
+) -> int:
+    """Draws all pictures of a run, or of a model without one, into `<directory>/figures`."""
+    directory = pathlib.Path(directory)
+    lm, place = model.load(directory), directory / "figures"
+    if (directory / "metrics.jsonl").exists():
+        print(f"loss curve: {loss_curve(directory)}")
+    prompts = prompts or PROMPTS
+    for i, prompt in enumerate(prompts, start=1):
+        number = f"_{i}" if len(prompts) > 1 else ""
+        for picture in attention_map(lm, prompt, place, f"attention{number}"):
+            print(f"attention of {prompt!r}: {picture}")
+        picture = next_token(lm, prompt, settings, place, f"next_token{number}")
+        print(f"what may follow {prompt!r}: {picture}")
+    print("the numbers of each picture stand beside it, in a .json file of the same name")
+    return 0
+
+
+def loss_curve(run: pathlib.Path) -> pathlib.Path:
+    """Draws both losses of a run, from its `metrics.jsonl`, into `<run>/figures/loss.png`."""
+    run = pathlib.Path(run)
+    training, held_out = read_metrics(run / "metrics.jsonl")
+    not_finite = [record["step"] for record in training + held_out if record["loss"] is None]
+    training = [record for record in training if record["loss"] is not None]
+    held_out = [record for record in held_out if record["loss"] is not None]
+    if not training + held_out:
+        raise errors.BadInput(
+            f"{run / 'metrics.jsonl'} holds no finite loss yet; train for longer, then look again"
+        )
+    unit = "tokens" if all("tokens" in record for record in training + held_out) else "step"
+    values = [record["loss"] for record in training]
+    numbers = {
+        "figure": "loss",
+        "x": unit,
+        "not_finite": sorted(not_finite),
+        "training": {
+            **_columns(training, "step", unit),
+            "loss": values,
+            "smoothed": trailing_mean(values),
+        },
+        "held_out": _columns(held_out, "step", unit, "loss", "bits_per_byte"),
+    }
+    return figures.write(figures.loss, numbers, run / "figures" / "loss")
+
+
+def attention_map(
+    lm: model.LM, text: str, directory: pathlib.Path, name: str = "attention"
+) -> list[pathlib.Path]:
+    """Draws where each token of `text` looks: a panel per head.
+
+    Returns the pictures written: `<name>.png`, or `<name>_layer_0.png` and so on where the model
+    has many heads.
+    """
+    tokens = prompt_tokens(lm, text)
+    if len(tokens) > LONGEST:
+        raise errors.BadInput(
+            f"the text has {len(tokens)} tokens, and a map of more than {LONGEST} cannot be read; "
+            "shorten the text"
+        )
+    look = jax.jit(lambda params, tokens_BT: lm.net.apply(params, tokens_BT)[1]["attention"])
+    maps_BNTS = look({"params": lm.params}, jnp.array([tokens], jnp.int32))
+    maps = [np.asarray(map_BNTS[0]) for map_BNTS in maps_BNTS]
+    heads = maps[0].shape[0]
+    whole = max(len(maps), heads) * max(len(tokens), 10) <= CELLS
+    groups = [range(len(maps))] if whole else [range(i, i + 1) for i in range(len(maps))]
+    pictures = []
+    for layers in groups:
+        numbers = {
+            "figure": "attention",
+            "text": text,
+            "tokens": tokens,
+            "pieces": [lm.tokenizer.piece(token) for token in tokens],
+            "layers": list(layers),
+            "heads": heads,
+            "attention": [
+                [_triangle(weights_TS) for weights_TS in maps[layer]] for layer in layers
+            ],
+        }
+        stem = name if whole else f"{name}_layer_{layers[0]}"
+        pictures.append(figures.write(figures.attention, numbers, pathlib.Path(directory) / stem))
+    return pictures
+
+
+def next_token(
+    lm: model.LM, prompt: str, settings: Settings, directory: pathlib.Path, name: str = "next_token"
+) -> pathlib.Path:
+    """Draws what may follow `prompt`: under no setting, under each alone, and under all in order."""
+    tokens = prompt_tokens(lm, prompt)
+    predict = jax.jit(lambda params, tokens_BT: lm.net.apply(params, tokens_BT)[0][0, -1])
+    logits_V = np.asarray(predict({"params": lm.params}, jnp.array([tokens], jnp.int32)))
+    shown = np.argsort(-logits_V, kind="stable")[:CANDIDATES]
+    numbers = {
+        "figure": "next_token",
+        "prompt": prompt,
+        "prompt_tokens": tokens,
+        "vocab_size": len(logits_V),
+        "tokens": shown.tolist(),
+        "pieces": [lm.tokenizer.piece(token) for token in shown.tolist()],
+        "panels": [panel(title, logits_V, each, shown) for title, each in strategies(settings)],
+    }
+    return figures.write(figures.next_token, numbers, pathlib.Path(directory) / name)
+
+
+def strategies(settings: Settings) -> list[tuple[str, Settings]]:
+    """The panels of `next_token`: no setting, each active one alone, then all of them in order."""
+    if settings.temperature == 0:
+        return [("the model", Settings()), ("greedy", settings)]
+    active = {
+        f"temperature {settings.temperature:g}": Settings(temperature=settings.temperature),
+        f"top-k {settings.top_k}": Settings(top_k=settings.top_k),
+        f"top-p {settings.top_p:g}": Settings(top_p=settings.top_p),
+    }
+    panels = [(title, alone) for title, alone in active.items() if alone != Settings()]
+    if len(panels) > 1:
+        panels.append((f"{'all three' if len(panels) == 3 else 'both'}, left to right", settings))
+    return [("the model", Settings()), *panels]
+
+
+def read_metrics(path: pathlib.Path) -> tuple[list[dict], list[dict]]:
+    """The training and the held-out records of a metrics file, by step.
+
+    Of several for one step the last counts. A last line without its end is still being written and is left out.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise errors.BadInput(
+            f"{path} cannot be read ({error.strerror}); is {path.parent} a run directory?"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise errors.BadInput(
+            f"{path} is not UTF-8 at byte {error.start}; restore it or train again"
+        ) from error
+    records: dict[str, dict[int, dict]] = {"train": {}, "valid": {}}
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        record = _record(f"{path} line {number}", line)
+        if record["split"] in records:
+            records[record["split"]][record["step"]] = record
+    training, held_out = ([steps[step] for step in sorted(steps)] for steps in records.values())
+    return training, held_out
+
+
+def trailing_mean(values: Sequence[float]) -> list[float]:
+    """Each value's mean with those before it, over the last twentieth of what has been seen so far.
+
+    A window that grows with the run lags little behind a steep start and still calms the end. Twenty values or fewer
+    are returned as they are; the 21st is the mean of two.
+    """
+    total = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = ends - -(-ends // 20)
+    return (
+        ((total[ends] - total[starts]) / (ends - starts)).tolist()
+        if len(values) > 20
+        else list(values)
+    )
+
+
+def evaluation_table(metrics: Mapping[str, float], console: Console | None = None) -> None:
+    """Prints how well a text is predicted, and what `xz -9e` needs for the same bytes.
+
+    Args:
+        metrics: `loss`, `perplexity`, `bits_per_byte`, `tokens`, `bytes` of the text, and
+            `xz_bytes` that it compresses to.
+        console: where to; standard output if not given.
+    """
+    size, xz_bytes = int(metrics["bytes"]), int(metrics["xz_bytes"])
+    bits, xz_bits = metrics["bits_per_byte"], 8 * xz_bytes / size
+    saved = 1 - bits / xz_bits
+    verdict = f"{abs(saved):.1%} {'below' if saved > 0 else 'above'} xz"
+    table = _grid()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    table.add_row("held-out text", f"{size:,}", f"bytes in {int(metrics['tokens']):,} tokens")
+    table.add_row("loss", f"{metrics['loss']:.4f}", "nats per token")
+    table.add_row("perplexity", f"{metrics['perplexity']:,.2f}", "")
+    table.add_row(
+        "bits per byte",
+        f"{bits:.4f}",
+        f"this model: {math.ceil(bits * size / 8):,} bytes, {verdict}",
+    )
+    table.add_row("", f"{xz_bits:.4f}", f"xz -9e: {xz_bytes:,} bytes for the same text")
+    _print(table, console)
+
+
+def completions_table(
+    rows: Iterable[tuple[str, str, Completion]], console: Console | None = None
+) -> None:
+    """Prints completions as a table: a block per prompt, in it a row per setting.
+
+    A `▸` stands where the prompt ends and the completion begins; on a terminal the prompt is also
+    dimmed. Under the name of the setting stand why it ended and its tokens' mean log-probability.
+
+    Args:
+        rows: (settings name, prompt, completion).
+        console: where to; standard output if not given.
+    """
+    table = _grid(box.HORIZONTALS, show_header=True)
+    table.columns[0].header = "settings\nend · log-prob"
+    table.add_column(
+        "prompt▸completion\nlog-prob is the model's, mean of the tokens", overflow="fold", ratio=1
+    )
+    blocks: dict[str, list[tuple[str, Completion]]] = {}
+    for name, prompt, completion in rows:
+        blocks.setdefault(prompt, []).append((name, completion))
+    for prompt, block in blocks.items():
+        for i, (name, completion) in enumerate(block):
+            logprobs = list(completion.logprobs)
+            mean = f" · {math.fsum(logprobs) / len(logprobs):.3f}" if logprobs else ""
+            side = Text.assemble(
+                (name, "bold"), f"\n{completion.finish_reason}{mean}", no_wrap=True
+            )
+            start = prompt if len(prompt) <= LONGEST_PROMPT else "…" + prompt[1 - LONGEST_PROMPT :]
+            body = completion.text.rstrip("\n")
+            end = "⏎" * (len(completion.text) - len(body))
+            text = Text.assemble((_safe(start), "dim"), ("▸", "bold"), _safe(body), (end, "dim"))
+            last = i == len(block) - 1
+            table.add_row(side, text if last else Text.assemble(text, "\n"), end_section=last)
+    _print(table, console)
+
+
+def prompt_tokens(lm: model.LM, prompt: str) -> list[int]:
+    """The tokens of a prompt as decoding reads them: behind the begin-of-text token."""
+    if not prompt:
+        raise errors.BadInput("the prompt is empty; give it at least one character")
+    start = [] if lm.tokenizer.bos_id is None else [lm.tokenizer.bos_id]
+    tokens = start + lm.tokenizer.encode(prompt)
+    if len(tokens) > lm.config.context_length:
+        raise errors.BadInput(
+            f"the prompt has {len(tokens)} tokens, and the context window holds "
+            f"{lm.config.context_length}; shorten the prompt"
+        )
+    return tokens
+
+
+def panel(
+    title: str, logits_V: np.ndarray, settings: Settings, shown: np.ndarray
+) -> dict[str, Any]:
+    """What settings do to one distribution.
+
+    Returns:
+        `kept`: how many tokens can still be drawn; `mass`: the probability that these had under the
+        temperature alone; per token in `shown` whether it can be drawn, its probability under the
+        temperature alone and in the end; and of all other tokens how many are kept, and what
+        probability they have.
+    """
+    heat = Settings(temperature=settings.temperature)
+    before_V, after_V = (
+        np.asarray(_filter(jnp.asarray(logits_V)[None], processors.knobs([s])))[0]
+        for s in (heat, settings)
+    )
+    kept_V = np.isfinite(after_V)
+    if settings.temperature == 0:
+        kept_V = np.arange(len(logits_V)) == logits_V.argmax()
+        after_V = np.where(kept_V, after_V, -np.inf)
+    before_V, after_V = _softmax(before_V), _softmax(after_V)
+    return {
+        "name": title,
+        "kept": int(kept_V.sum()),
+        "mass": _number(before_V[kept_V].sum()),
+        "drawable": kept_V[shown].tolist(),
+        "before": [_number(probability) for probability in before_V[shown]],
+        "after": [_number(probability) for probability in after_V[shown]],
+        "others_kept": int(np.delete(kept_V, shown).sum()),
+        "others_after": _number(np.delete(after_V, shown).sum()),
+    }
+
+
+def _record(where: str, line: str) -> dict:
+    """A line of a metrics file, checked."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        raise errors.BadInput(f"{where} is not JSON ({error.msg}); remove the line") from error
+    if not isinstance(record, dict):
+        raise errors.BadInput(
+            f"{where} is {line.strip()[:40]!r}; it must be a JSON object, or be removed"
+        )
+    kinds = {"step": int, "split": str, "loss": int | float | None}
+    for name, kind in kinds.items():
+        value = record.get(name, ...)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            found = f"{name}={value!r}" if name in record else f"no {name}"
+            raise errors.BadInput(f"{where} has {found}; correct or remove the line")
+    return record
+
+
+def _columns(records: list[dict], *names: str) -> dict[str, list]:
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def _triangle(weights_TS: np.ndarray) -> list[list[float]]:
+    """Row t as its t + 1 visible weights."""
+    return [[_number(weight) for weight in row[: t + 1]] for t, row in enumerate(weights_TS)]
+
+
+def _softmax(logits_V: np.ndarray) -> np.ndarray:
+    weights_V = np.exp(logits_V.astype(np.float64) - logits_V.max())
+    return weights_V / weights_V.sum()
+
+
+def _number(value: Any) -> float:
+    """The shortest decimal that is this value in float32."""
+    return float(str(np.float32(value)))
+
+
+def _grid(style: box.Box | None = None, show_header: bool = False) -> Table:
+    table = Table(
+        box=style, show_header=show_header, pad_edge=False, padding=(0, 2, 0, 0), border_style="dim"
+    )
+    table.add_column(style="dim", no_wrap=True)
+    return table
+
+
+def _print(table: Table, console: Console | None) -> None:
+    """Prints a table; where colours cannot be shown, without the blanks that fill its lines."""
+    console = console or Console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    lines = (line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+    console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _safe(text: str) -> str:
+    """Text that cannot move the cursor: controls become escapes; line breaks and tabs stay."""
+    return "".join(
+        letter
+        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs")
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
