@@ -80,12 +80,15 @@ def gumbel(keys_B: jax.Array, vocabulary: int) -> jax.Array:
     """
     ids_V = jnp.arange(vocabulary, dtype=jnp.uint32)
     each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    words_BV2 = jax.random.key_data(each(keys_B, ids_V))
-    high_BV, low_BV = words_BV2[:, :, 0] >> 9, words_BV2[:, :, 1] >> 9
-    fine_BV = _scaled(high_BV, 2.0**-23) + _scaled(2 * low_BV + 1, 2.0**-47)
-    coarse_BV = _scaled(2 * high_BV + 1, 2.0**-24)
-    uniform_BV = jnp.where(high_BV < 2**22, fine_BV, coarse_BV)
-    return -jnp.log(-jnp.log1p(-uniform_BV))
+    return noise(jax.random.key_data(each(keys_B, ids_V)))
+
+
+def noise(words: jax.Array) -> jax.Array:
+    """Standard Gumbel numbers from random words [..., 2]: -log(-log(1 - u)), u fine where the noise is large."""
+    high, low = words[..., 0] >> 9, words[..., 1] >> 9
+    fine = _scaled(high, 2.0**-23) + _scaled(2 * low + 1, 2.0**-47)
+    coarse = _scaled(2 * high + 1, 2.0**-24)
+    return -jnp.log(-jnp.log1p(-jnp.where(high < 2**22, fine, coarse)))
 
 
 def _scaled(whole: jax.Array, unit: float) -> jax.Array:

@@ -8,7 +8,10 @@ from typing import Any
 
 from model import errors
 
-KINDS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}
+KINDS: dict[Any, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+}
 SMALLEST_TEMPERATURE = 1e-30  # logits of a few thousand divided by it still are float32
 
 
@@ -32,11 +35,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), KINDS[field.type]
+            value = getattr(self, field.name)
+            convert: Any = type(field.default)
+            kind, wanted = KINDS[convert]
             if not isinstance(value, kind) or isinstance(value, bool):
-                wanted = "a whole number" if field.type is int else "a number"
                 raise errors.BadInput(f"{field.name} is {value!r}; it must be {wanted}")
-            object.__setattr__(self, field.name, field.type(value))
+            object.__setattr__(self, field.name, convert(value))
         for name, least in (("max_new_tokens", 1), ("top_k", 0), ("n", 1)):
             value = getattr(self, name)
             if not least <= value < 2**31:
