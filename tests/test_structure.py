@@ -355,7 +355,7 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_an_import_cycle_would_be_seen():
-    texts = {"model/cache.py": "from model import layers", "model/layers.py": "import model.cache"}
+    texts = {"model/cache.py": "import model.layers", "model/layers.py": "import model.cache"}
     assert cycle([File(path, text) for path, text in texts.items()])
 
 
