@@ -1,0 +1,164 @@
+"""Does the command line do what it says, and does every mistake end in one line and exit code 2?"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = "The moon Ganymede circles Jupiter, and it is larger than Mercury. Cats eat cake, not donuts.\n"
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({{
+        "model": {{"context_length": 32, "layers": 2, "width": 22, "heads": 1}},
+        "tokenizer": {{"vocab_size": 300}},
+        "data": {{"train": {train!r}, "valid": {valid!r}, "length": 31}},
+        "train": {{"steps": 3, "batch_size": 8, "log_every": 1}},
+        "decode": {{
+            "prompts": ("The moon", "Cats"),
+            "settings": {{
+                "greedy": {{"temperature": 0.0, "max_new_tokens": 5}},
+                "drawn": {{"top_k": 7, "max_new_tokens": 5}},
+            }},
+        }},
+    }})
+"""
+
+
+def launch(*arguments):
+    """Runs `launch.py` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, ROOT / "launch.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(directory of a trained run, path of its config)."""
+    home = tmp_path_factory.mktemp("launch")
+    (home / "train.txt").write_text(TEXT * 40)
+    (home / "valid.txt").write_text("Jupiter is a planet, and Mercury is one. The cake is a lie.\n" * 3)
+    config = home / "config.py"
+    config.write_text(CONFIG.format(train=str(home / "train.txt"), valid=str(home / "valid.txt")))
+    done = launch("train", f"--config={config}", f"--workdir={home / 'run'}")
+    assert done.returncode == 0, done.stderr
+    return home / "run", config
+
+
+def test_a_run_directory_holds_what_the_contract_lists(run):
+    directory, _ = run
+    names = {path.name for path in directory.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "tokenizer", "samples.md"}
+
+
+def test_decode_writes_completions_that_replay_calls_identical_and_a_changed_file_is_named(run, tmp_path):
+    directory, _ = run
+    decoded = launch("decode", f"--from={directory}", f"--workdir={tmp_path}")
+    assert decoded.returncode == 0, decoded.stderr
+    for word in ("greedy", "drawn", "The moon", "Cats"):
+        assert word in decoded.stdout
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    replayed = launch("replay", f"--workdir={tmp_path}")
+    assert replayed.returncode == 0, replayed.stderr
+    assert "identical" in replayed.stdout
+    (tmp_path / "completions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    changed = launch("replay", f"--workdir={tmp_path}")
+    assert changed.returncode == 2
+    assert "completions.jsonl" in changed.stderr
+    assert changed.stderr.count("\n") == 1
+
+
+def test_decode_takes_settings_and_prompts_from_the_command_line(run, tmp_path):
+    directory, _ = run
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "Cats", "id": "x", "settings": {"n": 2}}\n')
+    done = launch(
+        "decode", f"--from={directory}", f"--workdir={tmp_path}", f"--prompts={prompts}", "--max_new_tokens=3"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["sample"]) for line in lines] == [("x", 0), ("x", 1)]
+    assert all(len(line["tokens"]) <= 3 for line in lines)
+
+
+def test_eval_prints_bits_per_byte_beside_xz(run):
+    directory, _ = run
+    done = launch("eval", f"--from={directory}")
+    assert done.returncode == 0, done.stderr
+    assert "bits per byte" in done.stdout
+    assert "xz -9e" in done.stdout
+
+
+def test_inspect_draws_three_pictures_with_their_numbers(run):
+    directory, _ = run
+    done = launch("inspect", f"--from={directory}")
+    assert done.returncode == 0, done.stderr
+    for name in ("loss", "attention", "next_token"):
+        assert (directory / "figures" / f"{name}.png").stat().st_size > 5000
+        json.loads((directory / "figures" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "there is no verb 'trian' (did you mean 'train'?)"),
+        (["train"], "train needs a recipe; add --config=configs/quickstart.py"),
+        (["train", "--config={config}"], "this verb needs a directory; add --workdir=runs/NAME"),
+        (["train", "--config=nowhere.py"], "nowhere.py"),
+        (["train", "--config={config}", "--config.train.step=5"], "no key 'step' (did you mean 'steps'?)"),
+        (["train", "--config={config}", "--config.train.steps=abc"], "--config.train.steps=abc"),
+        (["train", "--config={config}", "--wordkir=x"], "Unknown command line flag 'wordkir'. Did you mean: workdir ?"),
+        (["train", "--config={config}", "more"], "'more' stands behind the verb"),
+        (
+            ["train", "--config={config}", "--workdir={run}", "--config.model.width=44"],
+            "holds a run with model.width=22, and this config has 44",
+        ),
+        (
+            ["train", "--config={config}", "--workdir={new}", "--config.model.heads=3"],
+            "model.heads=3 does not divide model.width=22",
+        ),
+        (
+            ["train", "--config={config}", "--workdir={new}", "--config.data.train=nothing.txt"],
+            "nothing.txt",
+        ),
+        (["decode", "--from=nowhere"], "nowhere"),
+        (["decode", "--from={run}", "--prompt=a", "--temperature=-1"], "temperature is -1.0; it must be 0"),
+        (["decode", "--from={run}", "--prompt=a", "--top_p=1.5"], "top_p is 1.5; it must be above 0 and at most 1"),
+        (["decode", "--from={run}", "--prompt=a", "--top_k=few"], "--top_k is 'few'; it must be a number"),
+        (["decode", "--from={run}", "--prompt="], "empty prompt"),
+        (["decode", "--from={run}", "--prompt=" + "cake " * 40], "the context window of 32"),
+        (["decode", "--from={run}", "--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["replay", "--workdir=nowhere"], "nowhere"),
+        (["inspect", "--from=nowhere"], "nowhere"),
+        (["eval", "--from=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, arguments, message):
+    directory, config = run
+    before = sorted(str(path) for path in directory.rglob("*"))
+    names = dict(run=directory, config=config, new=tmp_path / "new")
+    done = launch(*(argument.format(**names) for argument in arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("ganymede: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert sorted(str(path) for path in directory.rglob("*")) == before
+
+
+def test_no_verb_lists_the_verbs():
+    done = launch()
+    assert done.returncode == 2
+    for verb in ("train", "decode", "eval", "inspect", "replay"):
+        assert f"\n  {verb}" in done.stdout
