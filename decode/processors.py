@@ -57,8 +57,13 @@ def hf(logits_BV: jax.Array, knobs: Knobs) -> jax.Array:
 
 
 def temperature(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
-    """Divides the logits: below 1 sharpens, above 1 flattens, 1 and 0 (greedy) change nothing."""
-    return logits_BV / jnp.where(temperature_B > 0, temperature_B, np.float32(1))[:, None]
+    """Divides the logits: below 1 sharpens, above 1 flattens, 1 and 0 (greedy) change nothing.
+
+    The barrier keeps XLA from multiplying by the reciprocal, whose rounding differs for two logits in three.
+    """
+    divisor_B1 = jnp.where(temperature_B > 0, temperature_B, np.float32(1))[:, None]
+    divisor_BV = jnp.broadcast_to(divisor_B1, logits_BV.shape)
+    return logits_BV / jax.lax.optimization_barrier(divisor_BV)
 
 
 def top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
