@@ -60,16 +60,15 @@ def decode_verb() -> int:
     source = _directory("from")
     lm = model.load(source)
     named = _requests(source)
-    requests = [request for _, request in named]
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else source / "decode"
-    alone = len(requests) == 1 and requests[0].settings.n == 1
-    if alone and sys.stdout.isatty():
-        completions = [
-            report.stream(lm, requests[0], decode.stream(lm, requests[0], seed=_SEED.value))
-        ]
+    requests = decode.requests(request for _, request in named)
+    if len(requests) == 1 and requests[0].settings.n == 1 and sys.stdout.isatty():
+        pieces = decode.stream(lm, requests[0], seed=_SEED.value)
+        completions = [report.completion_stream(_text(lm, requests[0]), pieces)]
     else:
         completions = decode.generate(lm, requests, seed=_SEED.value)
-        report.completions_table(named, completions)
+        told = {r.id: (name, _text(lm, r)) for (name, _), r in zip(named, requests, strict=True)}
+        report.completions_table((*told[c.id], c) for c in completions)
     manifest.write(workdir, lm, requests, completions, seed=_SEED.value)
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
     return 0
@@ -87,9 +86,7 @@ def inspect_verb() -> int:
     """draw a run's loss curve, attention map and next-token distribution"""
     from train import report
 
-    for picture in report.pictures(_directory("from"), _PROMPT.value):
-        print(f"wrote {picture} and {picture.with_suffix('.json').name}")
-    return 0
+    return report.run(_directory("from"), _PROMPT.value)
 
 
 def replay_verb() -> int:
@@ -116,6 +113,12 @@ def _requests(source: pathlib.Path) -> list[tuple[str, Any]]:
     if _CONFIG.value is not None:
         return recipe.from_config(_CONFIG.value.to_dict()).decode.requests(given)
     return recipe.of_run(source).decode.requests(given)
+
+
+def _text(lm: Any, request: Request) -> str:
+    """A prompt as people read it."""
+    prompt = request.prompt
+    return prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt)
 
 
 VERBS: dict[str, Callable[[], int]] = {

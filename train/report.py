@@ -255,6 +255,23 @@ def completions_table(
     _print(table, console)
 
 
+def completion_stream(prompt: str, pieces: Iterable[str | Completion]) -> Completion:
+    """Prints a completion behind its prompt while it is made, and returns it.
+
+    `pieces` are those of `decode.stream`: text, and the completion at the end.
+    """
+    print(_safe(prompt), end="", flush=True)
+    for piece in pieces:
+        if isinstance(piece, Completion):
+            mean = math.fsum(piece.logprobs) / len(piece.logprobs)
+            print(
+                f"\n\n{len(piece.tokens)} tokens · {piece.finish_reason} · log-prob {mean:.3f} a token"
+            )
+            return piece
+        print(_safe(piece), end="", flush=True)
+    raise AssertionError("a stream ends with its completion")
+
+
 def prompt_tokens(lm: model.LM, prompt: str) -> list[int]:
     """The tokens of a prompt as decoding reads them: behind the begin-of-text token."""
     if not prompt:
