@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
@@ -172,6 +173,20 @@ def tree_digest(params: Any) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is complete or as it was, whenever we are killed."""
+    partial = path.with_name(f".{path.name}-partial")
+    with _disk_errors(f"{path} cannot be written"):
+        try:
+            with partial.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def _describe(tree: Any) -> dict[str, dict]:
     """Per leaf: what shape, dtype and bytes it has, by a path such as `params/norm/scale`."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
@@ -264,7 +279,9 @@ def _disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise errors.BadInput(f"{what}: {error.strerror}; choose another directory") from error
+        raise errors.BadInput(
+            f"{what}: {error.strerror}; make room or choose another directory"
+        ) from error
 
 
 def _disk_reason(error: Exception) -> str | None:

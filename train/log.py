@@ -1,5 +1,6 @@
 """What does a run tell, and to whom? Files for programs (`Record`), lines or a bar for people (`Progress`)."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import pathlib
 import re
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 from rich import console as consoles
@@ -15,7 +16,9 @@ from rich import progress as bars
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from model import errors
+from model import checkpoint, errors
+
+SILENCE = 10  # seconds after which plain output says that work goes on
 
 
 class Record:
@@ -125,11 +128,41 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the bar; what is said from now on stands below it."""
         self._bar.stop()
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def work(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Around long work on text: a bar, or a line now and then, for each call with bytes done and bytes in all."""
+        bar = bars.Progress(
+            bars.TextColumn(what),
+            bars.BarColumn(),
+            bars.DownloadColumn(),
+            bars.TransferSpeedColumn(),
+            bars.TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        task = bar.add_task(what, total=None)
+        said = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total)
+            if not self.console.is_terminal and time.monotonic() - said > SILENCE:
+                self.say(f"{what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+                said = time.monotonic()
+
+        with bar:
+            yield show
 
     def step(
         self, step: int, values: Mapping[str, float], timing: Mapping[str, float], line: bool
@@ -172,11 +205,8 @@ def forget(path: pathlib.Path, step: int, step_of: Callable[[str], float | None]
         current = current if found is None else found
         if current <= step:
             kept.append(line)
-    if kept == lines:
-        return
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    partial.write_text("".join(kept), encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    if kept != lines:
+        checkpoint.write_file(path, "".join(kept))
 
 
 def _lines(path: pathlib.Path) -> list[str]:

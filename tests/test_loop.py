@@ -1,0 +1,391 @@
+"""Does a run refuse what it must, before work is lost, and leave behind what its directory promises?"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import running
+from jax import numpy as jnp
+
+import model
+from model import blocks, checkpoint, errors, tokenizer
+from model.config import Runtime
+from train import loop, recipe
+
+pytestmark = pytest.mark.standard_promotion
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def config(source, **groups) -> dict:
+    """Four steps of a batch of eight on all eight devices; no samples, which `test_resume.py` has."""
+    whole = running.config(source, decode={"prompts": []}, runtime={"mesh": MESH})
+    whole["train"] = {"steps": 4, "batch_size": 8, "accumulate": 2, "log_every": 1, "save_every": 3}
+    whole["optimizer"] = {"warmup_steps": 1}
+    for name, change in groups.items():
+        whole[name] = {**whole[name], **change} if isinstance(change, dict) else change
+    return whole
+
+
+def run(config, workdir) -> None:
+    loop.run(recipe.from_config(config), workdir)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return running.texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    """A complete run; tests that change it do so to a copy."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    run(config(source), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def content(workdir) -> dict:
+    return {str(path): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_run_directory_holds_what_is_promised(finished):
+    groups = json.loads((finished / "config.json").read_text())
+    assert groups["model"]["vocab_size"] == 300 and groups["optimizer"]["b2"] == 0.95
+    assert [(line["step"], line["split"]) for line in running.metrics(finished)] == [
+        (1, "train"),
+        (2, "train"),
+        (3, "train"),
+        (4, "train"),
+        (4, "valid"),
+    ]
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"3", "4"}
+    assert list((finished / "tensorboard").iterdir())
+    assert tokenizer.load(finished / "tokenizer").vocab_size == 300
+
+
+def test_a_line_of_metrics_has_the_loss_and_apart_from_it_the_speed(finished):
+    first = json.loads((finished / "metrics.jsonl").read_text().split("\n")[0])
+    assert first["tokens"] > 100 and 5 < first["loss"] < 7
+    assert set(first["time"]) == {"tokens_per_second", "utilisation", "data_wait", "seconds_left"}
+
+
+def test_a_complete_run_started_again_says_so_and_does_nothing_else(source, copy, capsys):
+    before = content(copy)
+    run(config(source), copy)
+    assert content(copy) == before
+    loss = next(line["loss"] for line in running.metrics(copy) if line["step"] == 4)
+    assert re.fullmatch(
+        rf"{re.escape(str(copy))} is complete at step 4; last training loss {re.escape(repr(loss))}, "
+        r"held-out loss [\d.]+, bits per byte [\d.]+\n",
+        capsys.readouterr().out,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "was", "now"),
+    [
+        ({"seed": 6}, "seed", 5, 6),
+        ({"model": {"layers": 3}}, "model.layers", 2, 3),
+        ({"train": {"batch_size": 16}}, "train.batch_size", 8, 16),
+        ({"tokenizer": {"kind": "bpe"}}, "tokenizer.kind", "'unigram'", "'bpe'"),
+    ],
+)
+def test_a_directory_of_another_run_is_refused_and_left_as_it_was(
+    source, copy, change, key, was, now
+):
+    before = content(copy)
+    with pytest.raises(
+        errors.BadInput,
+        match=rf"^{re.escape(str(copy))} holds a run with {key}={was}, and this config has {now}; choose another "
+        "--workdir, or the value it was started with$",
+    ):
+        run(config(source, **change), copy)
+    assert content(copy) == before
+
+
+def test_a_directory_whose_config_is_not_a_runs_is_refused(source, tmp_path):
+    (tmp_path / "config.json").write_text("no JSON")
+    shutil.copytree(finished_tokenizer(source, tmp_path), tmp_path / "tokenizer")
+    with pytest.raises(
+        errors.BadInput,
+        match=r"config.json is not JSON \(.*\); restore it, or give another directory",
+    ):
+        run(config(source), tmp_path)
+
+
+def finished_tokenizer(source, tmp_path):
+    words = tokenizer.train((source / "a.txt").read_text().splitlines(), vocab_size=300)
+    words.save(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_going_on_with_another_tokenizer_is_refused(source, copy, tmp_path):
+    shutil.rmtree(copy / "tokenizer")
+    shutil.copytree(finished_tokenizer(source, tmp_path), copy / "tokenizer")
+    with pytest.raises(
+        errors.BadInput,
+        match=r"^the tokenizer is not what the checkpoint of step 4 in .* was trained with \(was \w{12}, is \w{12}\); "
+        "restore it or choose another --workdir$",
+    ):
+        run(config(source), copy)
+
+
+def test_going_on_with_other_text_is_refused(copy, tmp_path):
+    source = running.texts(tmp_path / "texts")
+    groups = json.loads((copy / "config.json").read_text())
+    groups["data"]["train"] = config(source)["data"]["train"]
+    (copy / "config.json").write_text(json.dumps(groups))
+    with (source / "b.txt").open("a") as file:
+        file.write("one more line.\n")
+    with pytest.raises(
+        errors.BadInput, match="^the text of group data is not what the checkpoint of step 4 in"
+    ):
+        run(config(source), copy)
+
+
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_ends_the_same(source, copy, capsys):
+    expected = (
+        running.metrics(copy),
+        json.loads((copy / "checkpoints/4/meta/metadata").read_text())["leaves"],
+    )
+    for path in (copy / "checkpoints/4/state").rglob("d/*"):
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(
+        errors.BadInput,
+        match=r"checkpoints/4 is damaged \(.*\); remove that directory to go on from",
+    ):
+        model.load(copy)
+    shutil.rmtree(copy / "checkpoints/4")
+    half = copy / "checkpoints/4.orbax-checkpoint-tmp"
+    half.mkdir()
+    run(config(source), copy)
+    out = capsys.readouterr().out
+    assert f"not used, because it is half-written: {half}\nresuming at step 3 of 4\n" in out
+    assert running.metrics(copy) == expected[0]
+    assert json.loads((copy / "checkpoints/4/meta/metadata").read_text())["leaves"] == expected[1]
+
+
+def test_two_processes_do_not_train_in_one_directory(source, copy):
+    handle = os.open(copy, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(
+        errors.BadInput,
+        match="^another process is training in .*run; wait for it or choose another",
+    ):
+        run(config(source), copy)
+    os.close(handle)
+
+
+def test_a_workdir_that_cannot_be_made_is_bad_input(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        errors.BadInput, match=r"file cannot hold a run \(File exists\); choose another --workdir"
+    ):
+        run(config(source), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"train": {"batch_size": 6}},
+            "config.train.batch_size=6 has a dimension of 6, which mesh axes data×fsdp of 4 devices do not divide",
+        ),
+        (
+            {"train": {"batch_size": 12}},
+            "config.train.batch_size=12 in config.train.accumulate=2 parts has a dimension of 6, which mesh axes",
+        ),
+        (
+            {"runtime": {"mesh": {"data": 3}}},
+            r"mesh {'data': 3} needs 3 devices and 8 are here; change runtime.mesh",
+        ),
+        (
+            {"decode": {"prompts": [""]}},
+            "config.decode.prompts has '', of 1 tokens with the first; it must have at le",
+        ),
+        (
+            {"decode": {"prompts": ["qwertz " * 31]}},
+            r"config.decode.prompts has 'qwertz .*', of \d+ tokens with the first; it must have at least 2 and fewer "
+            "than config.model.context_length=31",
+        ),
+        ({"data": {"train": "nowhere.txt"}}, "nowhere.txt"),
+        ({"tokenizer": {"vocab_size": 5003}}, "vocab_size is 5003, but this text allows at most"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_tokenised(
+    source, tmp_path, change, message
+):
+    with pytest.raises(errors.BadInput, match=message):
+        run(config(source, **change), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(source, tmp_path):
+    asked = config(
+        source, optimizer={"learning_rate": 1e30, "warmup_steps": 0}, train={"save_every": 1}
+    )
+    with pytest.raises(
+        errors.BadInput,
+        match=r"^step 2 has loss \S+ and gradient norm \S+ on the rows in .*nonfinite.json; the last "
+        "checkpoint is kept; lower optimizer.learning_rate in another --workdir$",
+    ):
+        run(asked, tmp_path)
+    assert checkpoint.latest(tmp_path / "checkpoints") == 1
+    assert [line["step"] for line in running.metrics(tmp_path)] == [1]
+    found = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert found["step"] == 2 and len(set(found["rows"])) == 8
+    assert {found["metrics"]["loss"], found["metrics"]["grad_norm"]} & {"nan", "inf"}
+
+
+def test_a_loaded_model_is_the_one_that_was_trained(finished):
+    """Stacked and unstacked parameters, loaded on one device, give the same logits and the digest of the summary."""
+    lm = model.load(finished)
+    assert lm.config.vocab_size == 300 and lm.directory == finished
+    assert lm.tokenizer.digest == tokenizer.load(finished / "tokenizer").digest
+    assert lm.digest == checkpoint.tree_digest(lm.params)
+    tokens_BT = jnp.asarray([[2, 5, 7, 11, 13], [2, 17, 19, 23, 29]])
+    logits, _ = lm.net.apply({"params": lm.params}, tokens_BT)
+    scanned = model.build(lm.config, Runtime(scan=True))
+    expected, _ = scanned.apply({"params": blocks.stack_layers(lm.params)}, tokens_BT)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    fresh = model.init(lm.net, key=jax.random.key(0))
+    assert jax.tree.structure(fresh) == jax.tree.structure(lm.params)
+    assert not np.array_equal(fresh["embedding"]["weight"], lm.params["embedding"]["weight"])
+
+
+def remove_config(workdir):
+    (workdir / "config.json").unlink()
+
+
+def break_config(workdir):
+    (workdir / "config.json").write_text("{")
+
+
+def change_config(workdir):
+    groups = json.loads((workdir / "config.json").read_text())
+    groups["model"]["rope_theta"] = 500.0
+    (workdir / "config.json").write_text(json.dumps(groups))
+
+
+def remove_checkpoints(workdir):
+    shutil.rmtree(workdir / "checkpoints")
+
+
+def half_write(workdir):
+    for step in (3, 4):
+        (workdir / "checkpoints" / str(step)).rename(
+            workdir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+        )
+
+
+def change_tokenizer(workdir):
+    words = tokenizer.train(
+        ["another text " + "of other words " * 31] * 7, vocab_size=283, kind="bpe"
+    )
+    words.save(workdir / "tokenizer")
+
+
+def remove_tokenizer(workdir):
+    shutil.rmtree(workdir / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "there is no directory .*run; give one that train has written"),
+        (
+            remove_config,
+            "run holds no run: config.json is missing; give a directory that train has written",
+        ),
+        (break_config, r"config.json is not the config.json that train writes \(.*\); restore it"),
+        (
+            change_config,
+            r"has model.rope_theta=500.0, and the checkpoint of step 4 was trained with 10000.0; restore",
+        ),
+        (remove_checkpoints, "run has no complete checkpoint yet; train it until one is saved"),
+        (half_write, "run has no complete checkpoint yet; train it until one is saved"),
+        (
+            change_tokenizer,
+            r"tokenizer has digest \w{12}, and the checkpoint of step 4 was trained with \w{12}; restore the tokenizer",
+        ),
+        (remove_tokenizer, "cannot read the tokenizer .*"),
+    ],
+)
+def test_what_is_missing_or_changed_in_a_run_is_told_when_its_model_is_loaded(
+    copy, change, message
+):
+    change(copy)
+    with pytest.raises(errors.BadInput, match=message) as caught:
+        model.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    program = (
+        "import signal; from train import loop\n"
+        "with loop.Interrupt() as interrupt:\n"
+        "    interrupt.patient = True\n"
+        "    signal.raise_signal(signal.SIGINT); print(interrupt.signum, flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM); print('still here')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=running.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "2\n"
+
+
+def test_ctrl_c_before_training_ends_with_one_line_and_nothing_half_written(source, tmp_path):
+    asked = config(source, runtime={"mesh": {"data": 1}})
+    workdir = tmp_path / "run"
+    process = running.start(asked, workdir)
+    while not workdir.exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    status, out, err = running.finish(process)
+    assert status == 128 + signal.SIGINT
+    assert err == "\nganymede: stopped before training began; run the same command again\n"
+    assert not list(workdir.rglob("*partial*"))
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint_kept(
+    source, tmp_path
+):
+    """A real refusal, once the first checkpoint is there: no file may grow beyond 10,000 bytes."""
+    before = (
+        "import resource; from train import loop\n"
+        "signal = loop.signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "usual = loop.checkpoint.Checkpoints.save\n"
+        "def save(self, step, state, meta):\n"
+        "    self.wait()\n"
+        "    if step > 3: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))\n"
+        "    usual(self, step, state, meta)\n"
+        "loop.checkpoint.Checkpoints.save = save\n"
+    )
+    asked = config(source, runtime={"mesh": {"data": 1}})
+    status, out, err = running.finish(running.start(asked, tmp_path, before))
+    assert status == 2
+    assert re.fullmatch(
+        r"ganymede: checkpoint of step 4 was not written to .*/checkpoints \(File too large\); the one of step 3 is "
+        "kept; make room and run the same command again\n",
+        err,
+    )
+    status, out, err = running.finish(running.start(asked, tmp_path))
+    assert (status, err) == (0, "")
+    assert "resuming at step 3 of 4" in out
+    assert [line["step"] for line in running.metrics(tmp_path)] == [1, 2, 3, 4, 4]

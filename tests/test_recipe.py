@@ -1,0 +1,178 @@
+"""Is every wrong config told in one line, and does a run go on only under a recipe that computes the same?"""
+
+import dataclasses
+import json
+
+import pytest
+
+from decode.settings import Settings
+from model import errors
+from model.config import ModelConfig, Runtime
+from train import recipe
+
+
+def config(**groups) -> dict:
+    """A config that holds together; each group's keys are changed as asked, None removes one."""
+    whole = {
+        "seed": 5,
+        "model": {"context_length": 31, "layers": 3, "width": 28, "heads": 7, "kv_heads": 1},
+        "tokenizer": {"vocab_size": 307},
+        "data": {"train": "a.txt", "length": 29},
+        "train": {"steps": 11, "batch_size": 6, "accumulate": 3},
+        "optimizer": {"learning_rate": 1},
+        "runtime": {"dropout": 0.1, "mesh": {"data": 2}},
+        "decode": {"prompts": ["The moon"], "settings": {"top-k": {"top_k": 13}}},
+    }
+    for name, change in groups.items():
+        if isinstance(change, dict):
+            both = {**whole.get(name, {}), **change}
+            whole[name] = {key: value for key, value in both.items() if value is not None}
+        else:
+            whole[name] = change
+    return whole
+
+
+def test_a_config_becomes_dataclasses_with_every_default():
+    made = recipe.from_config(config())
+    assert made.seed == 5
+    assert made.tokenizer == recipe.Tokenizer(kind="unigram", vocab_size=307)
+    assert made.train == recipe.Train(steps=11, batch_size=6, accumulate=3)
+    assert made.optimizer.learning_rate == 1.0
+    assert made.runtime.mesh == {"data": 2}
+    assert made.runtime.runtime == Runtime(dropout=0.1, scan=True)
+    assert type(made.runtime.runtime) is Runtime
+    assert made.decode == recipe.Decode(("The moon",), {"top-k": Settings(top_k=13)})
+    assert made.model_config(307) == ModelConfig(
+        vocab_size=307, context_length=31, layers=3, width=28, heads=7, kv_heads=1
+    )
+
+
+def test_groups_that_only_have_defaults_may_be_left_out():
+    whole = config()
+    for name in ("optimizer", "runtime", "decode", "seed"):
+        del whole[name]
+    made = recipe.from_config(whole)
+    assert made.seed == 0 and made.decode.prompts == () and made.runtime.mesh is None
+
+
+def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
+    assert recipe.from_config(config()).model_config(307).vocab_size == 307
+    padded = recipe.from_config(config(model={"vocab_size": 320}))
+    assert padded.model_config(307).vocab_size == 320
+    with pytest.raises(
+        errors.BadInput,
+        match=r"^config.model.vocab_size is 300, and the tokenizer has 307 pieces; leave it out or ",
+    ):
+        recipe.from_config(config(model={"vocab_size": 300}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"trian": {}},
+            r"config has no key 'trian' \(did you mean 'train'\?\); known keys: model, ",
+        ),
+        ({"train": {"step": 3}}, r"config.train has no key 'step' \(did you mean 'steps'\?\)"),
+        ({"train": {"steps": "11"}}, r"config.train.steps is '11' \(str\); it must be int"),
+        ({"train": {"steps": None}}, "config.train lacks steps; add it to the config"),
+        ({"train": {"keep": 0}}, "config.train.keep is 0; it must be at least 1"),
+        ({"train": {"save_every": -1}}, "config.train.save_every is -1; it must be at least 0"),
+        (
+            {"train": {"batch_size": 7}},
+            "config.train.accumulate=3 does not divide config.train.batch_size=7; change one of them",
+        ),
+        (
+            {"model": {"heads": 3}},
+            "model.heads=3 does not divide model.width=28; change one of them",
+        ),
+        ({"model": {"haeds": 3}}, r"config.model has no key 'haeds' \(did you mean 'heads'\?\)"),
+        ({"model": 3}, "config.model is 3; it must be a group of keys"),
+        (
+            {"tokenizer": {"path": "elsewhere"}},
+            "vocab_size=307 and path='elsewhere'; give exactly one of them",
+        ),
+        (
+            {"tokenizer": {"vocab_size": None}},
+            "vocab_size=None and path=None; give exactly one of them",
+        ),
+        (
+            {"data": {"length": 32}},
+            "config.data.length is 32; it must be from 1 to config.model.context_length=31",
+        ),
+        (
+            {"data": {"overlap": 29}},
+            "config.data.overlap is 29; it must be at least 0 and below config.data.length=29",
+        ),
+        ({"optimizer": {"b2": 1}}, "optimizer.b2 is 1.0; it must be at least 0 and below 1"),
+        ({"optimizer": {"warmup_steps": 11}}, "warmup_steps=11 does not end within 11 steps"),
+        ({"runtime": {"dropout": 1}}, "runtime.dropout is 1.0; it must be at least 0 and below 1"),
+        (
+            {"runtime": {"scan": False}},
+            "config.runtime.scan is False, but training keeps layers stacked; leave it out",
+        ),
+        (
+            {"decode": {"settings": {"x": {"top_q": 1}}}},
+            r"config.decode.settings.x has no key 'top_q'",
+        ),
+        ({"decode": {"settings": {"x": {"top_p": 1.5}}}}, "top_p is 1.5; it must be above 0"),
+        ({"seed": "5"}, r"config.seed is '5' \(str\); it must be int"),
+    ],
+)
+def test_a_wrong_config_is_told_in_one_line(change, message):
+    with pytest.raises(errors.BadInput, match=message) as caught:
+        recipe.from_config(config(**change))
+    assert "\n" not in str(caught.value)
+
+
+def test_json_says_everything_and_comes_back_as_the_same_recipe():
+    made = recipe.from_config(config())
+    model = made.model_config(307)
+    text = recipe.to_json(made, model)
+    groups = json.loads(text)
+    assert groups["model"] == dataclasses.asdict(model)
+    assert groups["optimizer"]["b2"] == 0.95  # a default, written out
+    again = recipe.from_config(groups)
+    assert recipe.to_json(again, again.model_config(307)) == text
+
+
+def resolved(**change) -> dict:
+    made = recipe.from_config(config(**change))
+    return json.loads(recipe.to_json(made, made.model_config(307)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"train": {"log_every": 1, "eval_every": 2, "sample_every": 3, "save_every": 4, "keep": 5}},
+        {"decode": {"prompts": ["Europa"], "settings": {"greedy": {"temperature": 0}}, "seed": 3}},
+        {"runtime": {"mesh": {"data": 1, "fsdp": 2}, "unroll": 3, "remat": "full"}},
+        {"model": {"hidden": 80, "vocab_size": 307}},  # what it would be anyway
+    ],
+)
+def test_what_does_not_change_the_numbers_may_change(change):
+    assert recipe.changes(resolved(), resolved(**change)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "was", "now"),
+    [
+        ({"model": {"layers": 2}}, "model.layers", 3, 2),
+        ({"tokenizer": {"kind": "bpe"}}, "tokenizer.kind", "unigram", "bpe"),
+        ({"data": {"train": "b.txt"}}, "data.train", "a.txt", "b.txt"),
+        ({"train": {"steps": 12}}, "train.steps", 11, 12),
+        ({"train": {"batch_size": 9}}, "train.batch_size", 6, 9),
+        ({"train": {"accumulate": 2}}, "train.accumulate", 3, 2),
+        (
+            {"optimizer": {"clip_norm": None, "learning_rate": 0.5}},
+            "optimizer.learning_rate",
+            1.0,
+            0.5,
+        ),
+        ({"runtime": {"dropout": 0.2}}, "runtime.dropout", 0.1, 0.2),
+        ({"seed": 6}, "seed", 5, 6),
+    ],
+)
+def test_what_changes_the_numbers_is_named_with_both_values(change, key, was, now):
+    assert recipe.changes(resolved(), resolved(**change)) == [(key, was, now)]

@@ -1,0 +1,323 @@
+"""What happens between `train` and a trained model? One run, top to bottom, that may be stopped anywhere.
+
+Whatever a step needs is a function of its number: the batch is `batches[step]`, the key is folded from the run's key
+and the step. A checkpoint therefore holds the state and a few sums, and a resumed run computes what it would have.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Self, cast
+
+import jax
+from jax.sharding import Mesh
+
+import decode
+import model
+from model import blocks, checkpoint, errors, sharding, tokenizer
+from model.config import ModelConfig
+from model.tokenizer import Tokenizer
+from train import data, evaluate, log, meter, optimizer, recipe, step
+from train.corpus import Corpus
+from train.meter import Meter
+from train.recipe import Recipe
+from train.step import TrainState
+
+# What the run's key is folded with, by what is random.
+INITIALISATION, TRAINING = 0, 1
+SHOW_CURSOR = b"\x1b[?25h"  # the bar hides it
+
+
+def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
+    """Trains what a recipe describes in `workdir`, or goes on with the run that is there.
+
+    Told to stop by SIGINT or SIGTERM it finishes its step, saves, and leaves with SystemExit(128 + signal). A second
+    signal ends it at once; like SIGKILL that costs the steps since the last checkpoint and nothing else.
+
+    Raises:
+        BadInput: for what a person can mend: another run's directory, a full disk, a loss that is not finite.
+    """
+    directory = pathlib.Path(workdir)
+    train = asked.train
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(_claimed(directory))
+        progress = log.Progress(train.steps)
+
+        # The text, and the tokens it is made of.
+        mesh = sharding.make_mesh(asked.runtime.mesh)
+        _check_batch(asked, mesh)
+        corpus = asked.data.corpus()
+        words = _tokenizer(asked, corpus, directory, progress)
+        config = asked.model_config(words.vocab_size)
+        _check_prompts(asked, words, config)
+        _keep_recipe(asked, config, words, directory)
+        identity = {
+            "model": dataclasses.asdict(config),
+            "tokenizer": words.digest,
+            "corpus": corpus.digest,
+        }
+        checkpoints = checkpoint.Checkpoints(directory / "checkpoints", train.keep)
+        stack.callback(checkpoints.close)
+        for path in checkpoints.discarded:
+            progress.say(f"not used, because it is half-written: {path}")
+        first = checkpoints.latest() or 0
+        before = _read_meta(checkpoints, first, identity) if first else {}
+        if first >= train.steps:
+            progress.say(f"{directory} is complete at step {first}; {meter.last_losses(before)}")
+            return
+        with progress.work("tokenising") as show:
+            prepared = data.prepare(corpus, words, directory / "data", show)
+        packed = [data.Packed(tokens, asked.data.length) for tokens in prepared.train]
+        batches = data.batches(
+            packed, prepared.weights, batch_size=train.batch_size, seed=asked.seed
+        )
+        held_out = data.Packed(prepared.valid, asked.data.length, asked.data.overlap)
+
+        # The model, new or as it was left.
+        net = model.build(config, asked.runtime.runtime)
+        transform = optimizer.build(asked.optimizer, train.steps)
+        key = jax.random.key(asked.seed)
+        abstract = step.abstract_state(net, transform, mesh)
+        if first:
+            state, _ = checkpoints.restore(first, abstract)
+            progress.say(f"resuming at step {first} of {train.steps}")
+        else:
+            state = step.init_state(
+                net, transform, mesh, key=jax.random.fold_in(key, INITIALISATION)
+            )
+            progress.say(_introduction(config, state, words, prepared, mesh))
+        train_step = step.make_train_step(
+            net, transform, mesh, step.shardings(abstract), train.accumulate
+        )
+        train_key = jax.random.fold_in(key, TRAINING)
+        eval_step = evaluate.make_eval_step(net, mesh)
+
+        # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
+        record = stack.enter_context(contextlib.closing(log.Record(directory, first)))
+        account = Meter(asked, config, record, progress, before, lambda n: batches[n - 1])
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        stack.enter_context(progress)
+        interrupt.patient = True
+        upcoming = pool.submit(batches.__getitem__, first)
+        for number in range(first + 1, train.steps + 1):
+            with account.waiting():
+                batch = step.put_batch(upcoming.result(), mesh)
+            upcoming = pool.submit(batches.__getitem__, number)
+            with account.compiling(number == first + 1):
+                state, metrics = train_step(state, batch, train_key)
+            account.step(number, metrics)
+            last, stop = number == train.steps, interrupt.signum
+            if last or _due(number, train.eval_every):
+                with account.pause():
+                    values = _evaluate(eval_step, state, held_out, asked, prepared, mesh)
+                    account.evaluated(number, values)
+            if asked.decode.prompts and (last or _due(number, train.sample_every)):
+                with account.pause():
+                    record.samples(number, _samples(asked, config, words, state))
+            if last or stop or _due(number, train.save_every):
+                with account.pause():
+                    record.sync()
+                    checkpoints.save(number, state, {**identity, **account.meta()})
+            if stop:
+                break
+        checkpoints.wait()
+        progress.stop()
+        if last:
+            programs = train_step.__wrapped__._cache_size()  # type: ignore[attr-defined]
+            progress.say(account.summary(state.params, programs))
+        if stop:
+            if not last:
+                progress.say(
+                    f"{signal.Signals(stop).name}: stopped after step {number} of {train.steps}, which is saved; "
+                    "run the same command again to go on"
+                )
+            raise SystemExit(128 + stop)
+
+
+class Interrupt:
+    """SIGINT and SIGTERM, as a request that `run` looks at after each step once it is `patient`.
+
+    Before that, there is nothing to save: the process ends with a line. A second signal ends it at once.
+    """
+
+    def __init__(self) -> None:
+        self.patient = False
+        self.signum: int | None = None
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._usual[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, usual in self._usual.items():
+            signal.signal(signum, usual)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self.signum = signum
+        if self.patient:
+            os.write(2, b"\nganymede: finishing this step and saving; once more ends it at once\n")
+        else:
+            os.write(2, b"\nganymede: stopped before training began; run the same command again\n")
+            raise SystemExit(128 + signum)
+
+
+@contextlib.contextmanager
+def _claimed(directory: pathlib.Path) -> Iterator[None]:
+    """Makes the directory ours alone; the system frees it when we end, however that happens."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise errors.BadInput(
+            f"{directory} cannot hold a run ({error.strerror}); choose another --workdir"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise errors.BadInput(
+            f"another process is training in {directory}; wait for it or choose another --workdir"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def _check_batch(asked: Recipe, mesh: Mesh) -> None:
+    """Refuses a batch that the devices cannot share evenly, before any work is done."""
+    rows, parts = asked.train.batch_size, asked.train.accumulate
+    where = sharding.batch(mesh)
+    sharding.check_divides(f"config.train.batch_size={rows}", (rows, asked.data.length), where)
+    sharding.check_divides(
+        f"config.train.batch_size={rows} in config.train.accumulate={parts} parts",
+        (rows // parts, asked.data.length),
+        where,
+    )
+
+
+def _tokenizer(
+    asked: Recipe, corpus: Corpus, directory: pathlib.Path, progress: log.Progress
+) -> Tokenizer:
+    """The run's tokenizer: the one it has, or a copy of another run's, or a new one of its own text."""
+    # config.json is written after the tokenizer, so beside one stands the tokenizer that belongs to it.
+    if (directory / "config.json").exists():
+        return tokenizer.load(directory / "tokenizer")
+    wanted = asked.tokenizer
+    if wanted.path is not None:
+        words = tokenizer.load(wanted.path)
+    else:
+        size = cast(int, wanted.vocab_size)  # exactly one of the two is given
+        progress.say(f"training a {wanted.kind} tokenizer of {size:,} pieces")
+        words = tokenizer.train(corpus.texts(), kind=wanted.kind, vocab_size=size)
+    words.save(directory / "tokenizer")
+    return words
+
+
+def _check_prompts(asked: Recipe, words: Tokenizer, config: ModelConfig) -> None:
+    """Refuses prompts that sampling would refuse, before hours have gone into training."""
+    for prompt in asked.decode.prompts:
+        tokens = 1 + len(words.encode(prompt))
+        if not 1 < tokens < config.context_length:
+            raise errors.BadInput(
+                f"config.decode.prompts has {prompt!r}, of {tokens} tokens with the first; it must have at least 2 and "
+                f"fewer than config.model.context_length={config.context_length}"
+            )
+
+
+def _keep_recipe(
+    asked: Recipe, config: ModelConfig, words: Tokenizer, directory: pathlib.Path
+) -> None:
+    """Writes `config.json`, unless one stands there that says otherwise."""
+    path = directory / "config.json"
+    text = recipe.to_json(asked, config)
+    if path.exists():
+        kept = recipe.of_run(directory)
+        old = recipe.to_json(kept, kept.model_config(words.vocab_size))
+        for key, there, here in recipe.changes(json.loads(old), json.loads(text)):
+            raise errors.BadInput(
+                f"{directory} holds a run with {key}={there!r}, and this config has {here!r}; choose another "
+                "--workdir, or the value it was started with"
+            )
+    checkpoint.write_file(path, text)
+
+
+def _read_meta(
+    checkpoints: checkpoint.Checkpoints, first: int, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """What the run had counted when it was saved; refuses to go on with another tokenizer or other text."""
+    meta = checkpoint.read_meta(checkpoints.directory, first)
+    names = {
+        "model": "group model",
+        "tokenizer": "the tokenizer",
+        "corpus": "the text of group data",
+    }
+    for name, what in names.items():
+        there, here = meta[name], identity[name]
+        if there != here:
+            raise errors.BadInput(
+                f"{what} is not what the checkpoint of step {first} in {checkpoints.directory} was trained with "
+                f"(was {str(there)[:12]}, is {str(here)[:12]}); restore it or choose another --workdir"
+            )
+    return meta
+
+
+def _evaluate(
+    eval_step: evaluate.EvalStep,
+    state: TrainState,
+    held_out: data.Packed,
+    asked: Recipe,
+    prepared: data.Prepared,
+    mesh: Mesh,
+) -> dict[str, float]:
+    rows = data.eval_batches(held_out, asked.train.batch_size // asked.train.accumulate)
+    placed = (step.put_batch(row, mesh) for row in rows)
+    return evaluate.evaluate(eval_step, state.params, placed, prepared.valid.bytes)
+
+
+def _samples(
+    asked: Recipe, config: ModelConfig, words: Tokenizer, state: TrainState
+) -> dict[str, list[tuple[str, str]]]:
+    """What the model makes of the config's prompts now: per name of settings, pairs of prompt and text."""
+    params = jax.device_put(blocks.unstack_layers(jax.device_get(state.params)))
+    lm = model.LM(config, params, words, model.build(config), digest="")
+    named = asked.decode.requests()
+    prompts = {request.id: (name, str(request.prompt)) for name, request in named}
+    texts: dict[str, list[tuple[str, str]]] = {name: [] for name in asked.decode.settings}
+    for done in decode.generate(lm, [request for _, request in named], seed=asked.decode.seed):
+        name, prompt = prompts[done.id]
+        texts[name].append((prompt, done.text))
+    return texts
+
+
+def _introduction(
+    config: ModelConfig, state: TrainState, words: Tokenizer, prepared: data.Prepared, mesh: Mesh
+) -> str:
+    """What is about to be trained, on what, by what."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    tokens = sum(len(source.ids) for source in prepared.train)
+    report = prepared.report
+    return (
+        f"{count:,} parameters; {words.vocab_size:,} pieces; {tokens:,} tokens of {report['train_documents']:,} "
+        f"documents to train on, {report['held_out_documents']:,} held out; "
+        f"{mesh.size} {jax.devices()[0].device_kind} device{'s' if mesh.size > 1 else ''}"
+    )

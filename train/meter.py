@@ -1,0 +1,180 @@
+"""What has a run done so far, and how fast? Counts what steps report, and tells it to people and files."""
+
+import contextlib
+import hashlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from model import checkpoint, errors
+from model.config import ModelConfig
+from train import data, flops, log
+from train.recipe import Recipe
+
+
+class Meter:
+    """The host's side of training: everything about the steps that is not computed on a device.
+
+    Metrics are read one step late, so that reading waits for nothing: `step` hands in those of a step and reads those
+    of the step before. `pause` catches up, and keeps what happens inside it out of the rates.
+    """
+
+    def __init__(
+        self,
+        asked: Recipe,
+        config: ModelConfig,
+        record: log.Record,
+        progress: log.Progress,
+        before: Mapping[str, Any],
+        batch: Callable[[int], data.Batch],
+    ) -> None:
+        """`before` is what `meta` returned when the run was last saved; `batch(n)` is what step n trained on."""
+        self._asked, self._config, self._batch = asked, config, batch
+        self._record, self._progress = record, progress
+        self._tokens: int = before.get("tokens", 0)
+        self._losses: dict[str, float] = dict(before.get("losses", {}))
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._peak = flops.peak()
+        self._began, self._steps, self._own_tokens = time.perf_counter(), 0, 0
+        self._compiling, self._paused = 0.0, 0.0
+        self._restart()
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the next process to count on from here."""
+        return {"tokens": self._tokens, "losses": self._losses}
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for a batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def compiling(self, compiles: bool) -> Iterator[None]:
+        """Around handing a step to the devices, which returns at once unless it has to be compiled."""
+        yield
+        if compiles:
+            self._compiling = time.perf_counter() - self._mark
+            self._restart()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Around what is not a step."""
+        self._settle()
+        start = time.perf_counter()
+        yield
+        took = time.perf_counter() - start
+        self._paused += took
+        self._mark += took
+
+    def step(self, number: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of a step that is still being computed."""
+        self._settle()
+        self._pending = number, metrics
+
+    def evaluated(self, number: int, values: Mapping[str, float]) -> None:
+        """Takes what evaluation after a step found."""
+        if not math.isfinite(values["loss"]):
+            raise errors.BadInput(
+                f"the held-out loss is {values['loss']} after step {number}; the last checkpoint is kept; "
+                "lower optimizer.learning_rate in another --workdir"
+            )
+        self._losses["valid"] = values["loss"]
+        self._losses["bits_per_byte"] = values["bits_per_byte"]
+        self._record.metrics(number, "valid", {**values, "tokens": self._tokens}, {})
+        self._progress.say(
+            f"step {number}/{self._asked.train.steps}  held-out loss {values['loss']:.4f}  "
+            f"perplexity {values['perplexity']:.2f}  {values['bits_per_byte']:.4f} bits per byte"
+        )
+
+    def summary(self, params: Any, programs: int) -> str:
+        """What the whole run came to, and the losses to the last digit."""
+        seconds = time.perf_counter() - self._began
+        stepping = seconds - self._compiling - self._paused
+        rate = self._own_tokens / stepping
+        use = flops.utilisation(rate, self._config, self._asked.data.length, self._peak)
+        peak = f"{self._peak.source} {self._peak.flops_per_second / 1e9:,.0f} GFLOP/s"
+        speed = f"{rate:,.0f} tokens/s, {use:.0%} of the {peak}"
+        return "\n".join(
+            [
+                f"trained {self._steps} steps in {log.duration(seconds)}: {speed}",
+                f"train_step compiled {programs}x, in {self._compiling:.1f} s",
+                last_losses(self.meta()),
+                f"weights {checkpoint.tree_digest(params)}",
+            ]
+        )
+
+    def _settle(self) -> None:
+        """Reads the metrics handed in last, waiting for their step if it is not done."""
+        if self._pending is None:
+            return
+        number, metrics = self._pending
+        self._pending = None
+        values = {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise self._stop(number, values)
+        tokens = values.pop("tokens")
+        self._tokens += tokens
+        self._own_tokens += tokens
+        self._steps += 1
+        self._losses["train"] = values["loss"]
+        line = number % self._asked.train.log_every == 0 or number == self._asked.train.steps
+        timing = self._timing(tokens, number)
+        if line:
+            self._record.metrics(number, "train", {**values, "tokens": self._tokens}, timing)
+            self._restart()
+        self._progress.step(number, values, timing, line)
+
+    def _timing(self, tokens: int, number: int) -> dict[str, float]:
+        """Rates since the last line, and from the whole process's pace the time that is left."""
+        now = time.perf_counter()
+        self._since += tokens
+        seconds = now - self._mark
+        rate = self._since / seconds
+        pace = (now - self._began - self._compiling) / self._steps
+        return {
+            "tokens_per_second": rate,
+            "utilisation": flops.utilisation(
+                rate, self._config, self._asked.data.length, flops.peak()
+            ),
+            "data_wait": self._waited / seconds,
+            "seconds_left": pace * (self._asked.train.steps - number),
+        }
+
+    def _restart(self) -> None:
+        """Rates are taken from here on."""
+        self._mark, self._since, self._waited = time.perf_counter(), 0, 0.0
+
+    def _stop(self, number: int, values: Mapping[str, float]) -> errors.BadInput:
+        """Records the step whose loss or gradient is not finite."""
+        rows = [
+            hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in self._batch(number)["tokens"]
+        ]
+        path = pathlib.Path(self._record.directory) / "nonfinite.json"
+        found = {
+            "step": number,
+            "metrics": {name: repr(value) for name, value in values.items()},
+            "rows": rows,
+        }
+        checkpoint.write_file(path, json.dumps(found, indent=2) + "\n")
+        return errors.BadInput(
+            f"step {number} has loss {values['loss']} and gradient norm {values['grad_norm']} on the rows in {path}; "
+            "the last checkpoint is kept; lower optimizer.learning_rate in another --workdir"
+        )
+
+
+def last_losses(meta: Mapping[str, Any]) -> str:
+    """The losses in a checkpoint's meta, to the last digit."""
+    names = {
+        "train": "last training loss",
+        "valid": "held-out loss",
+        "bits_per_byte": "bits per byte",
+    }
+    losses = meta.get("losses", {})
+    return ", ".join(f"{text} {losses[name]!r}" for name, text in names.items() if name in losses)

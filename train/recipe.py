@@ -1,0 +1,293 @@
+"""What does a config file ask for? One frozen dataclass per group, checked before any work is done.
+
+`Recipe` is what a run is: its JSON stands in `config.json`, and a run goes on only under a recipe that computes the
+same. `from_config` reads the groups of a config file and `to_json` writes them resolved.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from decode.settings import Request, Settings
+from model import errors
+from model.config import ModelConfig, Runtime
+from train import corpus, optimizer
+from train.optimizer import OptimizerConfig
+
+# Which keys may differ when a run goes on: first match wins. What these change is how often something is looked at, or
+# where and in which order the same sums are computed; any other key makes another model of the same name.
+CHANGEABLE = (
+    r"^train\.(log_every|eval_every|sample_every|save_every|keep)$",
+    r"^runtime\.(mesh|unroll|remat)(\.|$)",
+    r"^decode(\.|$)",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Attributes:
+    kind: `unigram` or `bpe`.
+    vocab_size: pieces in all, special tokens among them.
+    path: a directory with a tokenizer to use instead of training one.
+    """
+
+    kind: str = "unigram"
+    vocab_size: int | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vocab_size is None) == (self.path is None):
+            raise errors.BadInput(
+                f"config.tokenizer has vocab_size={self.vocab_size} and path={self.path!r}; give exactly one of them"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Attributes:
+    train: the sources, as `documents.sources` reads them.
+    valid: sources of held-out text; without, a share of the training documents is held out.
+    held_out: that share.
+    length: tokens of a row.
+    overlap: how many tokens of the row before a held-out row repeats as mere context, so that fewer of those that are
+        measured stand at a row's start.
+    """
+
+    train: Any
+    length: int
+    valid: Any = None
+    held_out: float = 0.05
+    overlap: int = 0
+
+    def corpus(self) -> corpus.Corpus:
+        """The documents that these sources hold."""
+        return corpus.load(self.train, self.valid, self.held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, how much at once, and how often to look.
+
+    Attributes:
+        steps: updates in all.
+        batch_size: rows of an update, on all devices together.
+        accumulate: in how many parts its gradient is computed, to save memory.
+        log_every: steps between two lines of `metrics.jsonl`.
+        eval_every: steps between two evaluations; 0 evaluates at the end only.
+        sample_every: steps between two sets of samples; 0 samples at the end only.
+        save_every: steps between two checkpoints; 0 saves at the end, and when told to stop, only.
+        keep: how many checkpoints stay.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+    sample_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise errors.BadInput(
+                    f"config.train.{name} is {getattr(self, name)}; it must be at least 1"
+                )
+        for name in ("eval_every", "sample_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise errors.BadInput(
+                    f"config.train.{name} is {getattr(self, name)}; it must be at least 0"
+                )
+        if self.batch_size % self.accumulate:
+            raise errors.BadInput(
+                f"config.train.accumulate={self.accumulate} does not divide config.train.batch_size={self.batch_size}; "
+                "change one of them"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices(Runtime):
+    """`Runtime`, and the mesh that it runs on; layers are always stacked, as checkpoints hold them.
+
+    Attributes:
+        mesh: devices per axis (`data`, `fsdp`, `sequence`, `tensor`); None puts all of them on `data`.
+    """
+
+    scan: bool = True
+    mesh: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scan:
+            raise errors.BadInput(
+                "config.runtime.scan is False, but training keeps layers stacked; leave it out, and set "
+                "config.runtime.unroll to the number of layers to compile them one by one"
+            )
+
+    @property
+    def runtime(self) -> Runtime:
+        """Without the mesh."""
+        return Runtime(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Runtime)}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Attributes:
+    prompts: texts that samples go on from.
+    settings: `Settings` by name; each prompt is completed under each.
+    seed: of their randomness.
+    """
+
+    prompts: tuple[str, ...] = ()
+    settings: dict[str, Settings] = dataclasses.field(
+        default_factory=lambda: {"greedy": Settings(temperature=0.0)}
+    )
+    seed: int = 0
+
+    def requests(self, changed: Mapping[str, Any] | None = None) -> list[tuple[str, Request]]:
+        """Every prompt under every settings, these with `changed` values: pairs of the settings' name and a request."""
+        return [
+            (name, Request(prompt, dataclasses.replace(settings, **(changed or {})), f"{name} {i}"))
+            for name, settings in self.settings.items()
+            for i, prompt in enumerate(self.prompts)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    model: dict[str, Any]
+    tokenizer: Tokenizer
+    data: Data
+    train: Train
+    optimizer: OptimizerConfig
+    runtime: Devices
+    decode: Decode
+    seed: int = 0
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The weights of the model over a vocabulary of `vocab_size` pieces, unless the config asks for more."""
+        wanted = self.model.get("vocab_size") or vocab_size
+        if wanted < vocab_size:
+            raise errors.BadInput(
+                f"config.model.vocab_size is {wanted}, and the tokenizer has {vocab_size} pieces; "
+                "leave it out or raise it"
+            )
+        return errors.build(ModelConfig, {**self.model, "vocab_size": wanted}, "config.model")
+
+
+def from_config(config: Mapping[str, Any]) -> Recipe:
+    """The recipe of a config's groups: model, tokenizer, data, train, optimizer, runtime, decode, and the seed.
+
+    Raises:
+        BadInput: for an unknown key, a wrong type, or values that do not go together.
+    """
+    groups = {"optimizer": {}, "runtime": {}, "decode": {}, **config}
+    kinds = {
+        "tokenizer": Tokenizer,
+        "data": Data,
+        "train": Train,
+        "optimizer": OptimizerConfig,
+        "runtime": Devices,
+    }
+    for name in ("model", "decode", *kinds):
+        if not isinstance(groups.get(name, {}), Mapping):
+            raise errors.BadInput(f"config.{name} is {groups[name]!r}; it must be a group of keys")
+    built: dict[str, Any] = {
+        name: errors.build(kind, groups[name], f"config.{name}")
+        for name, kind in kinds.items()
+        if name in groups
+    }
+    built["decode"] = _decode(groups["decode"])
+    built["model"] = dict(groups["model"]) if "model" in groups else {}
+    others = {name: value for name, value in groups.items() if name not in built}
+    recipe = errors.build(Recipe, {**others, **built}, "config")
+    _check(recipe)
+    return recipe
+
+
+def of_run(directory: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a run's `config.json`."""
+    return from_config(read_json(pathlib.Path(directory)))
+
+
+def read_json(directory: pathlib.Path) -> dict[str, Any]:
+    """The groups of a run's `config.json`."""
+    path = directory / "config.json"
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.BadInput(
+            f"{path} cannot be read ({error.strerror}); give a directory that train has written"
+        ) from error
+    except ValueError as error:
+        raise errors.BadInput(
+            f"{path} is not JSON ({error}); restore it, or give another directory"
+        ) from error
+    if not isinstance(groups, dict):
+        raise errors.BadInput(f"{path} is not the config.json of a run; give another directory")
+    return groups
+
+
+def to_json(recipe: Recipe, model: ModelConfig) -> str:
+    """The recipe as `config.json` holds it: every default written out, `model` resolved."""
+    groups = {**dataclasses.asdict(recipe), "model": dataclasses.asdict(model)}
+    return json.dumps(groups, indent=2, ensure_ascii=False) + "\n"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The keys, with both values, in which two recipes' JSON differ so that they would compute something else.
+
+    Example: `changes({"train": {"steps": 5, "keep": 1}}, {"train": {"steps": 7, "keep": 2}})` is
+    `[("train.steps", 5, 7)]`.
+    """
+    before, after = _flat(old), _flat(new)
+    return [
+        (key, before.get(key), after.get(key))
+        for key in before | after
+        if before.get(key) != after.get(key)
+        and not any(re.search(rule, key) for rule in CHANGEABLE)
+    ]
+
+
+def _decode(group: Mapping[str, Any]) -> Decode:
+    values = dict(group)
+    if isinstance(values.get("settings"), Mapping):
+        values["settings"] = {
+            name: errors.build(Settings, settings, f"config.decode.settings.{name}")
+            for name, settings in values["settings"].items()
+        }
+    return errors.build(Decode, values, "config.decode")
+
+
+def _check(recipe: Recipe) -> None:
+    """What groups must agree on, as far as it can be said before the tokenizer is there."""
+    provisional = recipe.model_config(recipe.tokenizer.vocab_size or 1)
+    if not 1 <= recipe.data.length <= provisional.context_length:
+        raise errors.BadInput(
+            f"config.data.length is {recipe.data.length}; it must be from 1 to "
+            f"config.model.context_length={provisional.context_length}"
+        )
+    if not 0 <= recipe.data.overlap < recipe.data.length:
+        raise errors.BadInput(
+            f"config.data.overlap is {recipe.data.overlap}; it must be at least 0 and below "
+            f"config.data.length={recipe.data.length}"
+        )
+    optimizer.schedule(recipe.optimizer, recipe.train.steps)
+
+
+def _flat(groups: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(groups, Mapping):
+        return {prefix: groups}
+    flat: dict[str, Any] = {}
+    for key, value in groups.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
