@@ -5,6 +5,7 @@ run, and with dtype and rank promotion forbidden; a test that goes through optax
 `standard_promotion`, because optax itself needs it.
 """
 
+import gc
 import os
 import pathlib
 
@@ -35,3 +36,8 @@ def pytest_runtest_protocol(item):
     loose = item.get_closest_marker("standard_promotion")
     jax.config.update("jax_numpy_dtype_promotion", "standard" if loose else "strict")
     return (yield)
+
+
+def pytest_sessionfinish():
+    """Spares the log a traceback: xdist interrupts a worker that may be in jax's collection hook."""
+    gc.callbacks.clear()
