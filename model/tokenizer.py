@@ -218,7 +218,8 @@ def _train(
         sentence_iterator=(sentence for block in blocks for sentence in _sentences(block)),
         model_writer=model,
         model_type=kind,
-        vocab_size=min(max(vocab_size, 16), 10**9),  # beyond these it fails without naming a bound
+        # No text has more pieces than characters; the trainer allocates what it is asked for.
+        vocab_size=min(max(vocab_size, 16), 1000 + sum(map(len, blocks))),
         character_coverage=character_coverage,
         user_defined_symbols=breaks,
         normalization_rule_name="identity",

@@ -84,9 +84,9 @@ def test_the_filter_works_across_sources(tmp_path):
 
 
 def test_of_held_out_documents_that_resemble_each_other_only_the_longest_is_measured(tmp_path):
-    family = [f"{text(5)} {text(number, 3)}" for number in range(101)]
+    family = [f"{text(5)} {text(number, 3 + number % 5)}" for number in range(101)]
     chosen = below(family, 0.2)
-    assert len(chosen) > 3
+    assert len(chosen) > 3 and len(min(chosen)) < max(map(len, chosen))
     made = corpus.load(write(tmp_path / "a.jsonl", [*family, *TEXTS]), held_out=0.2)
     kept = [document for document in made.held_out_documents if document in family]
     assert len(kept) == 1 and len(kept[0]) == max(map(len, chosen))
@@ -97,10 +97,12 @@ def test_given_held_out_documents_are_kept_as_they_are_and_filter_the_training_t
     valid = [TEXTS[0], TEXTS[0], text(5003)]
     near = text(5003) + " and more"
     made = corpus.load(
-        write(tmp_path / "a.jsonl", [*TEXTS, near]), valid=write(tmp_path / "v.jsonl", valid)
+        write(tmp_path / "a.jsonl", [*TEXTS, near, TEXTS[7]]),
+        valid=write(tmp_path / "v.jsonl", valid),
     )
     assert list(made.held_out_documents) == valid
     assert list(made.texts()) == TEXTS[1:]
+    assert made.report["duplicates_dropped"] == 2 and made.report["near_duplicates_dropped"] == 1
 
 
 def test_the_report_counts_documents_and_bytes(tmp_path):

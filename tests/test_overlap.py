@@ -10,6 +10,9 @@ from train import overlap
 
 VOCABULARY = [f"word{number}" for number in range(997)]
 
+# No deadline: other tests run beside these.
+unhurried = hypothesis.settings(deadline=None, derandomize=True)
+
 
 def text(seed: int, words: int = 101) -> str:
     return " ".join(random.Random(seed).choices(VOCABULARY, k=words))
@@ -32,6 +35,7 @@ def by_sets(document: str, held_out: list[str]) -> bool:
     )
 
 
+@unhurried
 @hypothesis.given(
     document=strategies.lists(strategies.sampled_from("abc"), max_size=11),
     held_out=strategies.lists(
@@ -67,6 +71,16 @@ def test_unrelated_documents_and_short_phrases_in_common_pass():
     assert not index.resembles(" ".join([text(2), *text(0).split()[:9], text(3)]))
     assert not index.resembles("") and not index.resembles("---")
     assert not overlap.Index([]).resembles(text(0))
+
+
+def test_sequences_are_of_five_words_and_a_quarter_of_them_is_enough():
+    shared = "Io orbits Jupiter in two"
+    assert overlap.Index([f"{shared} days"]).resembles(f"{shared} hours")
+    assert not overlap.Index(["Io orbits Jupiter in days"]).resembles("Io orbits Jupiter in hours")
+    assert overlap.Index([f"{shared} days or so"]).resembles(f"{shared} long hours by")
+    assert not overlap.Index([f"{shared} days or so on"]).resembles(
+        f"{shared} long hours by day or"
+    )
 
 
 def test_documents_under_five_words_are_compared_whole():

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -46,6 +47,9 @@ TRICKY = [
 unicode_text = strategies.text(strategies.characters(exclude_categories=["Cs"]), max_size=40)
 tricky_text = strategies.lists(strategies.sampled_from([*TRICKY, "a", " ", "\n"]), max_size=9)
 
+# No deadline: other tests run beside these.
+unhurried = hypothesis.settings(deadline=None, derandomize=True)
+
 
 @pytest.fixture(scope="module", params=tokenizer.KINDS)
 def trained(request):
@@ -57,6 +61,7 @@ def test_tricky_text_survives_the_round_trip(trained, text):
     assert trained.decode(trained.encode(text)) == text
 
 
+@unhurried
 @hypothesis.given(text=unicode_text | tricky_text.map("".join))
 def test_any_unicode_text_survives_the_round_trip_without_special_ids(trained, text):
     ids = trained.encode(text)
@@ -64,6 +69,7 @@ def test_any_unicode_text_survives_the_round_trip_without_special_ids(trained, t
     assert not {trained.pad_id, trained.unk_id, trained.bos_id, trained.eos_id} & set(ids)
 
 
+@unhurried
 @hypothesis.given(text=unicode_text)
 def test_ids_are_those_of_sentencepiece_itself_where_no_u2581_occurs(trained, text):
     text = text.replace("\u2581", "")
@@ -79,12 +85,17 @@ def test_u2581_is_written_as_its_three_bytes(trained):
     )
 
 
+@unhurried
 @hypothesis.given(texts=strategies.lists(tricky_text.map("".join), max_size=5))
 def test_a_batch_has_the_ids_of_its_texts_alone(trained, texts):
     assert trained.encode_batch(texts) == [trained.encode(text) for text in texts]
 
 
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 @hypothesis.given(
     lines=strategies.lists(
         strategies.sampled_from(["", " ", "if a", "  moon", "\r", "木星"]), max_size=30
@@ -124,6 +135,7 @@ def test_a_lone_surrogate_is_refused(trained):
         trained.encode("ab\ud800")
 
 
+@unhurried
 @hypothesis.given(
     ids=strategies.lists(
         strategies.integers(0, SIZE - 1) | strategies.integers(4, 270), max_size=30
@@ -134,6 +146,7 @@ def test_streamed_text_equals_decoded_text_for_any_ids(trained, ids):
     assert "".join(map(stream.push, ids)) + stream.flush() == trained.decode(ids)
 
 
+@unhurried
 @hypothesis.given(text=unicode_text)
 def test_a_stream_only_ever_shows_a_prefix_of_the_text(trained, text):
     stream, shown = tokenizer.Stream(trained), ""
@@ -158,16 +171,31 @@ def test_training_twice_gives_the_same_bytes(trained):
     assert tokenizer.train(TEXTS[::-1], vocab_size=SIZE, kind=kind).model == trained.model
 
 
-def test_another_process_with_another_hash_seed_trains_the_same_digest(trained):
+def test_the_trainer_runs_on_one_thread_because_pieces_depend_on_their_number(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        sentencepiece.SentencePieceTrainer, "train", lambda **options: asked.update(options)
+    )
+    tokenizer.train(TEXTS, vocab_size=SIZE)
+    assert asked["num_threads"] == 1
+
+
+def test_another_process_with_another_hash_seed_trains_the_same_bytes():
     program = (
-        "from model import tokenizer; from tests import test_tokenizer as here;"
-        "print(*(tokenizer.train(here.TEXTS, vocab_size=here.SIZE, kind=kind).digest for kind in tokenizer.KINDS))"
+        "import sys; from model import tokenizer; texts = eval(sys.stdin.read());"
+        f"print(*(tokenizer.train(texts, vocab_size={SIZE}, kind=kind).digest for kind in tokenizer.KINDS))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
     printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", program],
+        input=ascii(TEXTS),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        cwd=pathlib.Path(__file__).parent.parent,
+        check=True,
     )
-    assert trained.digest in printed.stdout.split()
+    here = [tokenizer.train(TEXTS, vocab_size=SIZE, kind=kind).digest for kind in tokenizer.KINDS]
+    assert printed.stdout.split() == here
 
 
 def test_other_text_gives_another_digest(trained):
@@ -181,7 +209,7 @@ def test_indentation_of_code_is_one_token_with_its_line_break(trained):
 @pytest.mark.parametrize(
     "text",
     [
-        "Callisto " * 5000,
+        "C " * 1000 + "Callisto " * 500,
         "Callisto\0" * 50,
         "Callisto\u2581" * 50,
         "Callisto \u2585 " * 50,
@@ -234,6 +262,16 @@ def test_an_impossible_vocabulary_size_is_refused_with_one_that_works(kind, size
     possible = int(re.search(rf"{words} (\d+)", str(caught.value))[1])
     assert tokenizer.train(TEXTS, vocab_size=possible, kind=kind).vocab_size == possible
     assert "\n" not in str(caught.value)
+
+
+def test_pieces_for_indentation_give_way_to_a_small_vocabulary():
+    flat = re.sub(r"\n +", "\n", CODE * 11)
+    needed = []
+    for text in (flat, CODE * 11):
+        with pytest.raises(errors.BadInput, match="need at least") as caught:
+            tokenizer.train([text], vocab_size=13)
+        needed.append(re.search(r"at least (\d+)", str(caught.value))[1])
+    assert needed[0] == needed[1]
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.01, -1])
