@@ -1,5 +1,6 @@
 """Do the pictures hold the numbers they claim to, can they be read, and do the tables keep the text?"""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -51,83 +52,8 @@ def numbers_of(picture: pathlib.Path) -> dict:
     return json.loads(picture.with_suffix(".json").read_text("utf-8"))
 
 
-def write_metrics(run: pathlib.Path, lines: list) -> None:
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (run / "metrics.jsonl").write_text(text, encoding="utf-8")
-
-
-def metric(step: int, split: str = "train", **values) -> dict:
-    return {"step": step, "split": split, **values, "time": {"seconds": 0.1}}
-
-
-# The loss curve
-
-
-def test_the_loss_curve_holds_what_the_metrics_file_holds(tmp_path):
-    lines = [metric(step, loss=7.0 - step) for step in (1, 2, 3)]
-    lines += [metric(3, "valid", loss=5.5, bits_per_byte=2.5), metric(3, "other", loss=1.0)]
-    write_metrics(tmp_path, lines)
-    picture = report.loss_curve(tmp_path)
-    assert picture == tmp_path / "figures" / "loss.png" and picture.stat().st_size > 1000
-    numbers = numbers_of(picture)
-    assert list(numbers) == ["figure", "x", "not_finite", "training", "held_out"]
-    assert numbers["training"] == {"step": [1, 2, 3], "loss": [6, 5, 4], "smoothed": [6, 5, 4]}
-    assert numbers["held_out"] == {"step": [3], "loss": [5.5], "bits_per_byte": [2.5]}
-
-
-def test_a_step_measured_twice_counts_once_and_a_line_being_written_not_at_all(tmp_path):
-    write_metrics(tmp_path, [metric(5, loss=2.0), metric(7, loss=9.0), metric(7, loss=3.0)])
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "spl')
-    training = numbers_of(report.loss_curve(tmp_path))["training"]
-    assert (training["step"], training["loss"]) == ([5, 7], [2.0, 3.0])
-
-
-def test_a_loss_that_is_not_finite_leaves_the_curve_and_is_named(tmp_path):
-    write_metrics(
-        tmp_path,
-        [metric(1, loss=2.0), metric(2, loss=None), '{"step": 3, "split": "train", "loss": NaN}'],
-    )
-    numbers = numbers_of(report.loss_curve(tmp_path))
-    assert numbers["not_finite"] == [2, 3] and numbers["training"]["loss"] == [2.0]
-
-
-def test_the_trailing_mean_covers_a_twentieth_of_what_was_seen():
-    values = list(np.random.default_rng(3).normal(size=53))
-    expected = [np.mean(values[i - -(-i // 20) : i]) for i in range(1, 54)]
-    np.testing.assert_allclose(report.trailing_mean(values), expected, rtol=1e-12)
-    assert report.trailing_mean(values[:20]) == values[:20]
-
-
-@pytest.mark.parametrize(
-    "line, complaint",
-    [
-        ('{"step": 1', r"line 2 is not JSON \(.*\); remove the line"),
-        ("[1, 2]", r"line 2 is '\[1, 2\]'; it must be a JSON object, or be removed"),
-        ("", "line 2 is not JSON"),
-        ({"split": "train", "loss": 1.0}, "line 2 has no step; correct or remove the line"),
-        ({"step": 2, "loss": 1.0}, "line 2 has no split"),
-        ({"step": 2, "split": "train"}, "line 2 has no loss"),
-        ({"step": True, "split": "train", "loss": 1.0}, "line 2 has step=True"),
-        ({"step": 2, "split": "valid", "loss": "low"}, "line 2 has loss='low'"),
-    ],
-)
-def test_an_odd_line_of_metrics_is_named_with_its_file_and_number(tmp_path, line, complaint):
-    write_metrics(tmp_path, [metric(1, loss=2.0), line, metric(3, loss=2.0)])
-    with pytest.raises(errors.BadInput, match=rf"metrics\.jsonl {complaint}") as caught:
-        report.loss_curve(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_run_without_losses_is_refused_in_one_line(tmp_path):
-    with pytest.raises(errors.BadInput, match="metrics.jsonl cannot be read .* run directory"):
-        report.loss_curve(tmp_path)
-    write_metrics(tmp_path, [metric(1, "other", loss=2.0)])
-    with pytest.raises(errors.BadInput, match="metrics.jsonl holds no finite loss yet; train"):
-        report.loss_curve(tmp_path)
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
-    with pytest.raises(errors.BadInput, match="metrics.jsonl is not UTF-8 at byte 0"):
-        report.loss_curve(tmp_path)
+def metric(step: int, split: str = "train", **values) -> str:
+    return json.dumps({"step": step, "split": split, **values}) + "\n"
 
 
 # Attention maps
@@ -264,7 +190,7 @@ def test_pictures_show_the_tokens_that_decoding_reads():
 
 def test_a_run_gets_a_picture_of_each_kind_for_each_prompt(lm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(model, "load", lambda directory: lm)
-    write_metrics(tmp_path, [metric(1, loss=2.0)])
+    (tmp_path / "metrics.jsonl").write_text(metric(1, loss=2.0))
     assert report.run(tmp_path, [SENTENCE, SENTENCE[::-1]]) == 0
     names = ["attention_1", "attention_2", "loss", "next_token_1", "next_token_2"]
     there = sorted(path.name for path in (tmp_path / "figures").iterdir())
@@ -276,9 +202,10 @@ def test_a_run_gets_a_picture_of_each_kind_for_each_prompt(lm, tmp_path, monkeyp
 def drawn(kind: str, lm: model.LM, directory: pathlib.Path) -> pathlib.Path:
     """A picture of each kind that is hard to lay out."""
     if kind == "loss":
-        close = [metric(s, loss=2 + 5 / s) for s in range(1, 900)]
-        end = metric(899, "valid", loss=2.0057, bits_per_byte=1.0001)
-        write_metrics(directory, [*close, metric(10, "valid", loss=3, bits_per_byte=1.5), end])
+        lines = [metric(step, loss=2 + 5 / step) for step in range(1, 900)]
+        lines += [metric(10, "valid", loss=3), metric(899, "valid", loss=2.01, bits_per_byte=1)]
+        (directory / "metrics.jsonl").write_text("".join(lines))
+        (directory / "evaluation.json").write_text('{"bytes": 8000, "xz_bytes": 1003}')
         return report.loss_curve(directory)
     text = "".join(chr(61 * 3 + i) for i in range(len(PIECES))) + "abcdefghijk"
     if kind == "attention":
@@ -336,7 +263,7 @@ def test_percentages_have_three_digits():
 
 def test_a_place_that_takes_no_picture_is_named_in_one_line(lm, tmp_path):
     (tmp_path / "figures").write_text("a file where a directory should be")
-    write_metrics(tmp_path, [metric(1, loss=2.0)])
+    (tmp_path / "metrics.jsonl").write_text(metric(1, loss=2.0))
     with pytest.raises(errors.BadInput, match="figures does not take the figure loss .* choose"):
         report.loss_curve(tmp_path)
 
@@ -401,6 +328,26 @@ def test_on_a_terminal_the_prompt_is_dim_and_the_completion_is_not():
 def test_a_completion_without_tokens_has_no_mean():
     text = printed(report.completions_table, [row("greedy", "p", "", "stop", ())])
     assert "p▸" in text and "nan" not in text
+
+
+def test_a_completion_without_a_name_for_its_settings_stands_beside_its_end():
+    lines = printed(report.completions_table, [row("", "p", " rest", "stop")]).splitlines()
+    assert [line.split() for line in lines][4:5] == ["stop · -0.750 p▸ rest".split()]
+
+
+def test_a_stream_prints_each_piece_as_it_comes_and_then_the_end(capsys):
+    completion = row("", "", "\x1b two", "stop")[2]
+    heard = []
+
+    def pieces():
+        for piece in ("\x1b", " two"):
+            yield piece
+            heard.append(capsys.readouterr().out)
+        yield dataclasses.replace(completion, tokens=(5, 7, 11))
+
+    assert report.completion_stream("one\n", pieces()).tokens == (5, 7, 11)
+    assert heard == ["one\n\\x1b", " two"]
+    assert capsys.readouterr().out == "\n\n3 tokens · stop · log-prob -0.750 a token\n"
 
 
 def test_the_evaluation_stands_beside_what_xz_needs():

@@ -118,6 +118,10 @@ def loss(numbers: Mapping[str, Any]) -> Figure:
         bits = held_out["bits_per_byte"][-1]
         more = "" if bits is None else f"\n= {bits:.3f} bits per byte"
         ends.append((held_out["loss"][-1], f"held-out {held_out['loss'][-1]:.3f}{more}", VERMILION))
+    if numbers["xz"]:
+        level, bits = numbers["xz"]["loss"], numbers["xz"]["bits_per_byte"]
+        axes.axhline(level, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        ends.append((level, f"xz -9e needs\n{bits:.3f} bits per byte", SOFT))
     every = training[unit] + held_out[unit]
     axes.set_xlim(min(every), max(every) if max(every) > min(every) else min(every) + 1)
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
@@ -223,16 +227,18 @@ def next_token(numbers: Mapping[str, Any]) -> Figure:
 
 
 def _end_labels(axes: Axes, inches: float, ends: list[tuple[float, str, str]]) -> None:
-    """Writes each text right of the axes at the height of its value; two that would overlap move apart."""
+    """Writes each text right of the axes at the height of its value; those that would overlap move apart."""
     low, high = axes.get_ylim()
     line = 13 / 72 / inches  # of 9 points, as a share of the axes
     ends = sorted(ends)
     places = [(value - low) / (high - low) for value, _, _ in ends]
-    if len(ends) == 2:
-        heights = [line * (1 + text.count("\n")) for _, text, _ in ends]
-        lack = max(0.0, sum(heights) / 2 + line / 3 - (places[1] - places[0]))
-        lower = max(places[0] - lack / 2, 0)
-        places = [lower, lower + places[1] - places[0] + lack]
+    heights = [line * (1 + text.count("\n")) for _, text, _ in ends]
+    for _ in range(100):  # each pass halves an overlap, so this leaves none
+        places[0] = max(places[0], 0)
+        for i in range(1, len(places)):
+            wanted = (heights[i - 1] + heights[i]) / 2 + line / 3
+            lack = max(0, wanted - (places[i] - places[i - 1]))
+            places[i - 1 : i + 1] = places[i - 1] - lack / 2, places[i] + lack / 2
     for place, (_, text, color) in zip(places, ends, strict=True):
         beside: Any = dict(textcoords="offset points", va="center", color=color)
         axes.annotate(text, (1, place), (8, 0), "axes fraction", **beside)

@@ -3,7 +3,6 @@
 Each picture is a PNG for people and, beside it, a JSON file for programs with the very numbers that were drawn.
 """
 
-import json
 import math
 import pathlib
 import unicodedata
@@ -22,7 +21,7 @@ import model
 from decode import processors
 from decode.settings import Completion, Settings
 from model import errors
-from train import figures
+from train import curves, figures
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
@@ -54,29 +53,7 @@ def run(
 
 def loss_curve(run: pathlib.Path) -> pathlib.Path:
     """Draws both losses of a run, from its `metrics.jsonl`, into `<run>/figures/loss.png`."""
-    run = pathlib.Path(run)
-    training, held_out = read_metrics(run / "metrics.jsonl")
-    not_finite = [record["step"] for record in training + held_out if record["loss"] is None]
-    training = [record for record in training if record["loss"] is not None]
-    held_out = [record for record in held_out if record["loss"] is not None]
-    if not training + held_out:
-        raise errors.BadInput(
-            f"{run / 'metrics.jsonl'} holds no finite loss yet; train for longer, then look again"
-        )
-    unit = "tokens" if all("tokens" in record for record in training + held_out) else "step"
-    values = [record["loss"] for record in training]
-    numbers = {
-        "figure": "loss",
-        "x": unit,
-        "not_finite": sorted(not_finite),
-        "training": {
-            **_columns(training, "step", unit),
-            "loss": values,
-            "smoothed": trailing_mean(values),
-        },
-        "held_out": _columns(held_out, "step", unit, "loss", "bits_per_byte"),
-    }
-    return figures.write(figures.loss, numbers, run / "figures" / "loss")
+    return figures.write(figures.loss, curves.loss(run), pathlib.Path(run) / "figures" / "loss")
 
 
 def attention_map(
@@ -152,46 +129,6 @@ def strategies(settings: Settings) -> list[tuple[str, Settings]]:
     return [("the model", Settings()), *panels]
 
 
-def read_metrics(path: pathlib.Path) -> tuple[list[dict], list[dict]]:
-    """The training and the held-out records of a metrics file, by step.
-
-    Of several for one step the last counts. A last line without its end is still being written and is left out.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise errors.BadInput(
-            f"{path} cannot be read ({error.strerror}); is {path.parent} a run directory?"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise errors.BadInput(
-            f"{path} is not UTF-8 at byte {error.start}; restore it or train again"
-        ) from error
-    records: dict[str, dict[int, dict]] = {"train": {}, "valid": {}}
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        record = _record(f"{path} line {number}", line)
-        if record["split"] in records:
-            records[record["split"]][record["step"]] = record
-    training, held_out = ([steps[step] for step in sorted(steps)] for steps in records.values())
-    return training, held_out
-
-
-def trailing_mean(values: Sequence[float]) -> list[float]:
-    """Each value's mean with those before it, over the last twentieth of what has been seen so far.
-
-    A window that grows with the run lags little behind a steep start and still calms the end. Twenty values or fewer
-    are returned as they are; the 21st is the mean of two.
-    """
-    total = np.cumsum([0.0, *values])
-    ends = np.arange(1, len(values) + 1)
-    starts = ends - -(-ends // 20)
-    return (
-        ((total[ends] - total[starts]) / (ends - starts)).tolist()
-        if len(values) > 20
-        else list(values)
-    )
-
-
 def evaluation_table(metrics: Mapping[str, float], console: Console | None = None) -> None:
     """Prints how well a text is predicted, and what `xz -9e` needs for the same bytes.
 
@@ -234,7 +171,7 @@ def completions_table(
     table = _grid(box.HORIZONTALS, show_header=True)
     table.columns[0].header = "settings\nend · log-prob"
     table.add_column(
-        "prompt▸completion\nlog-prob is the model's, mean of the tokens", overflow="fold", ratio=1
+        "prompt▸completion\nlog-prob: the model's, token mean", overflow="fold", ratio=1
     )
     blocks: dict[str, list[tuple[str, Completion]]] = {}
     for name, prompt, completion in rows:
@@ -243,9 +180,8 @@ def completions_table(
         for i, (name, completion) in enumerate(block):
             logprobs = list(completion.logprobs)
             mean = f" · {math.fsum(logprobs) / len(logprobs):.3f}" if logprobs else ""
-            side = Text.assemble(
-                (name, "bold"), f"\n{completion.finish_reason}{mean}", no_wrap=True
-            )
+            name = f"{name}\n" if name else ""
+            side = Text.assemble((name, "bold"), f"{completion.finish_reason}{mean}", no_wrap=True)
             start = prompt if len(prompt) <= LONGEST_PROMPT else "…" + prompt[1 - LONGEST_PROMPT :]
             body = completion.text.rstrip("\n")
             end = "⏎" * (len(completion.text) - len(body))
@@ -260,7 +196,7 @@ def completion_stream(prompt: str, pieces: Iterable[str | Completion]) -> Comple
 
     `pieces` are those of `decode.stream`: text, and the completion at the end.
     """
-    print(_safe(prompt), end="", flush=True)
+    Console().print(Text(_safe(prompt), style="dim"), end="", soft_wrap=True)
     for piece in pieces:
         if isinstance(piece, Completion):
             mean = math.fsum(piece.logprobs) / len(piece.logprobs)
@@ -317,29 +253,6 @@ def panel(
         "others_kept": int(np.delete(kept_V, shown).sum()),
         "others_after": _number(np.delete(after_V, shown).sum()),
     }
-
-
-def _record(where: str, line: str) -> dict:
-    """A line of a metrics file, checked."""
-    try:
-        record = json.loads(line, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise errors.BadInput(f"{where} is not JSON ({error.msg}); remove the line") from error
-    if not isinstance(record, dict):
-        raise errors.BadInput(
-            f"{where} is {line.strip()[:40]!r}; it must be a JSON object, or be removed"
-        )
-    kinds = {"step": int, "split": str, "loss": int | float | None}
-    for name, kind in kinds.items():
-        value = record.get(name, ...)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            found = f"{name}={value!r}" if name in record else f"no {name}"
-            raise errors.BadInput(f"{where} has {found}; correct or remove the line")
-    return record
-
-
-def _columns(records: list[dict], *names: str) -> dict[str, list]:
-    return {name: [record.get(name) for record in records] for name in names}
 
 
 def _triangle(weights_TS: np.ndarray) -> list[list[float]]:
