@@ -1,0 +1,229 @@
+"""How fast do we decode beside Hugging Face `generate` in torch?
+
+    python benchmarks/decode.py                  # 4 layers, width 256, vocabulary 8192
+    python benchmarks/decode.py --shape=gpt2     # 124M parameters
+
+Both have the same weights and continue the same prompts greedily by the same number of tokens, float32,
+all cores. Whole calls alternate in one process after warm-up. The tokens are compared: equal work
+means equal tokens, but where two logits are closer than rounding. The bound is the time it takes to
+read what every step must read, at the rate of reading as many bytes again and again in the same run.
+"""
+
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+# This file has the name of the package that it measures, and would be imported in its place.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+import decode  # noqa: E402
+import model  # noqa: E402
+from model import hf  # noqa: E402
+
+SHAPES = {
+    "tiny": dict(vocab_size=8192, context_length=1024, layers=4, width=256, heads=8),
+    "gpt2": dict(vocab_size=50257, context_length=1024, layers=12, width=768, heads=12),
+}
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("shape", "tiny", list(SHAPES), "of the model")
+flags.DEFINE_multi_integer("batch", [1, 8], "prompts at once; may be given several times")
+flags.DEFINE_integer("prompt", 32, "tokens of a prompt")
+flags.DEFINE_integer("new", 64, "tokens of a completion")
+flags.DEFINE_integer("rounds", 5, "timed calls of each")
+flags.DEFINE_integer("warmup", 1, "calls of each before timing, the first with compilation")
+
+Generate = Callable[[np.ndarray], np.ndarray]
+
+
+class NoText:
+    """What decoding asks of a tokenizer when prompts are ids and only the cap ends a completion."""
+
+    bos_id = eos_id = None
+
+    def decode(self, ids: list[int]) -> str:
+        return ""
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    config = model.ModelConfig(
+        **SHAPES[FLAGS.shape],
+        position="learned",
+        norm="layer",
+        activation="gelu_tanh",
+        gated=False,
+        bias=True,
+        tied=True,
+    )
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(cores)
+    jax.config.update("jax_platforms", "cpu")  # where the peer runs
+    if (load := os.getloadavg()[0]) > cores / 4:
+        print(f"load average {load:.1f}: other programs run; do not quote these figures\n")
+    peer = make_peer(config)
+    names = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
+    params = jax.tree.map(jnp.asarray, hf.from_theirs("gpt2", config, names))
+    net = model.build(config)
+    lm = model.LM(config, params, NoText(), net, digest="")  # type: ignore[arg-type]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(
+        f"{config.layers} layers, width {config.width}, {config.heads} heads, vocabulary "
+        f"{config.vocab_size}: {count / 1e6:.1f}M parameters, float32, {torch.get_num_threads()} "
+        f"threads\n{FLAGS.prompt} tokens of prompt, {FLAGS.new} new ones, greedy; "
+        f"{FLAGS.rounds} calls of each, alternating\n"
+    )
+    for batch in FLAGS.batch:
+        measure(config, params, {"ours": make_ours(lm), "torch": make_torch(peer)}, batch, peer)
+
+
+def measure(
+    config: model.ModelConfig,
+    params: dict,
+    calls: dict[str, Generate],
+    batch: int,
+    peer: transformers.GPT2LMHeadModel,
+) -> None:
+    """Times both on one batch size, and prints the table, the bound and whether the tokens agree."""
+    rng = np.random.default_rng(batch)
+    prompts_BT = rng.integers(0, config.vocab_size, (batch, FLAGS.prompt))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    tokens = {}
+    for _ in range(FLAGS.warmup + FLAGS.rounds):
+        for name, generate in calls.items():
+            start = time.perf_counter()
+            tokens[name] = generate(prompts_BT)
+            seconds[name].append(time.perf_counter() - start)
+    first = {name: times[0] for name, times in seconds.items()}
+    medians = {name: statistics.median(times[FLAGS.warmup :]) for name, times in seconds.items()}
+    size = step_bytes(config, params, batch)
+    rate = read_rate(size)
+    bound = FLAGS.new * size / rate
+    print(
+        f"batch {batch:<4}{'median ms':>11}{'best ms':>10}{'tokens/s':>11}{'of bound':>10}{'first call s':>14}"
+    )
+    for name, median in medians.items():
+        best = min(seconds[name][FLAGS.warmup :])
+        print(
+            f"{name:10}{1e3 * median:11.1f}{1e3 * best:10.1f}{batch * FLAGS.new / median:11.1f}"
+            f"{bound / median:10.0%}{first[name]:14.1f}"
+        )
+    print(
+        f"ours runs at {medians['torch'] / medians['ours']:.2f}x of torch (above 1: ours is faster)\n"
+        f"bound: {size / 1e6:.1f} MB a step (weights once, and the cache) at {rate / 1e9:.1f} GB/s = "
+        f"{1e3 * bound:.1f} ms for {FLAGS.new} steps; the prompt's own arithmetic is left out"
+    )
+    print(compare(tokens["ours"], tokens["torch"], prompts_BT, peer) + "\n")
+
+
+def make_peer(config: model.ModelConfig) -> transformers.GPT2LMHeadModel:
+    """A Hugging Face GPT-2 of the same shape, freshly initialised."""
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.context_length,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            n_inner=config.hidden,
+            layer_norm_epsilon=config.norm_epsilon,
+            activation_function="gelu_new",
+            initializer_range=0.1,  # at 0.02 it repeats one token, and equal tokens prove little
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    ).eval()
+
+
+def make_ours(lm: model.LM) -> Generate:
+    """`decode.generate` on arrays, with as many rows as there are prompts."""
+    settings = decode.Settings(max_new_tokens=FLAGS.new, temperature=0.0)
+
+    def generate(prompts_BT: np.ndarray) -> np.ndarray:
+        completions = decode.generate(
+            lm, prompts_BT.tolist(), settings, seed=0, batch_size=len(prompts_BT)
+        )
+        return np.array([completion.tokens for completion in completions])
+
+    return generate
+
+
+def make_torch(peer: transformers.GPT2LMHeadModel) -> Generate:
+    """Hugging Face `generate` on arrays, with its default cache."""
+
+    def generate(prompts_BT: np.ndarray) -> np.ndarray:
+        inputs = torch.from_numpy(prompts_BT)
+        outputs = peer.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=FLAGS.new,
+            do_sample=False,
+        )
+        return outputs[:, prompts_BT.shape[1] :].numpy()
+
+    return generate
+
+
+def step_bytes(config: model.ModelConfig, params: dict, batch: int) -> float:
+    """What a step cannot but read: every weight but the position table, and the keys and values so far."""
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    weights -= params["position"]["weight"].nbytes
+    held = FLAGS.prompt + FLAGS.new / 2
+    return weights + batch * held * 2 * config.layers * config.kv_heads * config.head_size * 4
+
+
+def read_rate(size: float, seconds: float = 1.0) -> float:
+    """Bytes per second when this many are summed again and again, by the quicker of torch and jax.
+
+    A small model's weights stay in the processor's cache between steps, and so does this array.
+    """
+    array = np.ones(int(size) // 4, np.float32)
+    tensor, ours = torch.from_numpy(array), jnp.asarray(array)
+    total = jax.jit(jnp.sum)
+    best = float("inf")
+    for read in (tensor.sum, lambda: total(ours).block_until_ready()):
+        read()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            read()
+            best = min(best, time.perf_counter() - start)
+    return array.nbytes / best
+
+
+def compare(
+    ours_BT: np.ndarray,
+    theirs_BT: np.ndarray,
+    prompts_BT: np.ndarray,
+    peer: transformers.GPT2LMHeadModel,
+) -> str:
+    """Whether all tokens are the same; if not, how close the peer's two logits were at the first that is not."""
+    differs_BT = ours_BT != theirs_BT
+    rows = np.flatnonzero(differs_BT.any(axis=1))
+    if not len(rows):
+        return f"tokens: all {ours_BT.size} are the same; {len(np.unique(ours_BT))} different ones occur"
+    gaps = []
+    for row in rows:
+        place = int(differs_BT[row].argmax())
+        seen = np.concatenate([prompts_BT[row], theirs_BT[row, :place]])
+        with torch.inference_mode():
+            logits = peer(torch.from_numpy(seen)[None]).logits[0, -1]
+        gap = logits[theirs_BT[row, place]] - logits[ours_BT[row, place]]
+        gaps.append(f"row {row} from token {place}, where the two logits differ by {gap:.1e}")
+    return f"tokens: {len(rows)} of {len(ours_BT)} rows diverge: " + "; ".join(gaps)
+
+
+if __name__ == "__main__":
+    app.run(main)
