@@ -1,0 +1,453 @@
+"""Does a request get the same tokens and log-probabilities whatever is around it, and do they come from the model?
+
+Promises 2, 4 and 7 of the contract. Each has a control that breaks the promise on purpose and shows
+that the test would see it.
+"""
+
+import dataclasses
+import functools
+import random
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import tiny
+
+import decode
+from decode import batch, keys, loop
+from decode.settings import Completion, Request, Settings
+from model import errors
+
+MINE = Request(
+    "ganymede is located", Settings(max_new_tokens=19, temperature=0.9, top_p=0.95), "mine"
+)
+
+
+def others(count, seed):
+    """Requests with prompts, settings and ids of all kinds."""
+    rng = random.Random(seed)
+    return [
+        Request(
+            [rng.randrange(5, 300) for _ in range(rng.choice([1, 3, 15, 16, 17, 29]))],
+            Settings(
+                max_new_tokens=rng.choice([1, 7, 30]),
+                temperature=rng.choice([0.0, 0.5, 1.0, 3.0]),
+                top_k=rng.choice([0, 1, 5]),
+                top_p=rng.choice([0.2, 1.0]),
+                n=rng.choice([1, 2]),
+            ),
+            f"other {seed}.{i}",
+        )
+        for i in range(count)
+    ]
+
+
+def only(completions, name="mine"):
+    """The completions of one request, to the bit."""
+    return [c for c in completions if c.id == name]
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def lm(request):
+    return tiny.lm(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny.lm("llama")
+
+
+@pytest.fixture(scope="module")
+def alone(llama):
+    return decode.generate(llama, [MINE], seed=7)
+
+
+# Promise 2: one model, two roads.
+
+
+@functools.cache
+def compiled(net):
+    return jax.jit(lambda params, tokens_BT: net.apply({"params": params}, tokens_BT)[0])
+
+
+def forward(lm, tokens):
+    """The logits of one full forward pass; what stands behind the tokens fills up the one compiled shape."""
+    padded = [*tokens, *[0] * (lm.config.context_length - len(tokens))]
+    return np.asarray(compiled(lm.net)(lm.params, jnp.array([padded])))[0, : len(tokens)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 17, 18, 33])
+def test_log_probabilities_equal_those_of_one_full_forward_pass(lm, length):
+    prompt = np.random.RandomState(length).randint(5, 300, length).tolist()
+    settings = Settings(max_new_tokens=23, temperature=1.1, n=2)
+    for done in decode.generate(lm, [prompt], settings, seed=length):
+        logits = forward(lm, [*prompt, *done.tokens]).astype(np.float64)[length - 1 : -1]
+        logprobs = scipy.special.log_softmax(logits, axis=1)
+        expected = logprobs[np.arange(len(done.tokens)), list(done.tokens)]
+        np.testing.assert_allclose(done.logprobs, expected, atol=1e-5)
+
+
+def test_greedy_tokens_are_the_best_of_one_full_forward_pass(lm):
+    (done,) = decode.generate(lm, [[9, 8, 7]], Settings(max_new_tokens=40, temperature=0), seed=0)
+    logits = forward(lm, [9, 8, 7, *done.tokens])[2:-1]
+    assert list(done.tokens) == np.argmax(logits, axis=1).tolist()
+    ranked = np.sort(logits, axis=1)
+    np.testing.assert_allclose(done.margins, ranked[:, -1] - ranked[:, -2], atol=2e-5)
+
+
+def test_tokens_are_the_gumbel_maxima_that_the_key_schedule_promises(llama, alone):
+    """Every draw again, from its published key and the logits of one full forward pass."""
+    (done,) = alone
+    logits = forward(llama, [*done.prompt_tokens, *done.tokens])
+    for place, token in enumerate(done.tokens):
+        position = len(done.prompt_tokens) + place
+        key = keys.token_key(7, "mine", 0, position)
+        scaled = logits[position - 1].astype(np.float64) / 0.9
+        order = np.argsort(-scaled, kind="stable")
+        mass = np.exp(scaled[order] - scaled.max())
+        nucleus = order[np.cumsum(mass) - mass < 0.95 * mass.sum()]
+        noise = np.asarray(keys.gumbel(key[None], len(scaled)))[0]
+        assert nucleus[np.argmax((scaled + noise)[nucleus])] == token
+
+
+# Promise 4: company does not matter.
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_company_row_and_order_do_not_matter_to_the_bit(llama, alone, place):
+    company = others(5, seed=place)
+    crowd = [*company[:place], MINE, *company[place:]]
+    assert only(decode.generate(llama, crowd, seed=7)) == alone
+
+
+def test_more_requests_than_rows_give_each_what_it_gets_alone(llama):
+    crowd = others(13, seed=3)
+    together = decode.generate(llama, crowd, seed=1, batch_size=4)
+    one_by_one = [c for r in crowd for c in decode.generate(llama, [r], seed=1, batch_size=4)]
+    assert together == one_by_one
+    assert [(c.id, c.sample) for c in together] == [
+        (r.id, i) for r in crowd for i in range(r.settings.n)
+    ]
+
+
+def test_another_company_of_the_same_batch_size_gives_the_same_bits_for_every_batch_size(llama):
+    for batch_size in (1, 2, 5):
+        few = decode.generate(llama, [MINE], seed=7, batch_size=batch_size)
+        many = decode.generate(llama, [*others(4, seed=9), MINE], seed=7, batch_size=batch_size)
+        assert only(many) == few
+
+
+def test_another_batch_size_gives_the_same_tokens_and_log_probabilities_up_to_rounding(
+    llama, alone
+):
+    for batch_size in (1, 2, 5, 16):
+        (done,) = decode.generate(llama, [MINE], seed=7, batch_size=batch_size)
+        assert done.tokens == alone[0].tokens
+        np.testing.assert_allclose(done.logprobs, alone[0].logprobs, atol=1e-5)
+
+
+def test_four_samples_are_the_first_four_of_eight(llama):
+    def samples(n):
+        settings = dataclasses.replace(MINE.settings, n=n)
+        return decode.generate(llama, [dataclasses.replace(MINE, settings=settings)], seed=7)
+
+    assert samples(8)[:4] == samples(4)
+    assert len({c.tokens for c in samples(8)}) == 8
+
+
+def test_a_shorter_cap_gives_a_prefix_while_the_slots_stay_the_same(llama, alone):
+    short = dataclasses.replace(MINE, settings=dataclasses.replace(MINE.settings, max_new_tokens=7))
+    (done,) = decode.generate(llama, [short], seed=7)
+    assert done.tokens == alone[0].tokens[:7]
+    assert done.logprobs == alone[0].logprobs[:7]
+
+
+def test_streaming_gives_the_bits_of_the_batch_in_pieces_that_join_to_its_text(llama, alone):
+    *pieces, done = decode.stream(llama, MINE, seed=7)
+    assert [done] == alone
+    assert len(pieces) > 3
+    assert "".join(pieces) == done.text
+
+
+def test_on_token_sees_every_token_as_it_comes_and_changes_nothing(llama, alone):
+    heard = []
+    crowd = [*others(3, seed=4), MINE]
+    done = decode.generate(llama, crowd, seed=7, on_token=lambda *what: heard.append(what))
+    assert only(done) == alone
+    for c in done:
+        mine = [what[2:] for what in heard if what[:2] == (c.id, c.sample)]
+        assert tuple(token for token, _ in mine) == c.tokens
+        assert "".join(text for _, text in mine) == c.text
+
+
+def test_an_id_of_digits_is_the_number(llama):
+    text, number = (decode.generate(llama, [Request([9], id=i)], seed=0)[0] for i in ("5", 5))
+    assert text.logprobs == number.logprobs
+
+
+@pytest.mark.parametrize("change", [dict(seed=8), dict(id="yours"), dict(sample=1)])
+def test_another_seed_id_or_sample_gives_other_tokens(llama, alone, change):
+    request = dataclasses.replace(MINE, id=change.get("id", "mine"))
+    request = dataclasses.replace(request, settings=dataclasses.replace(MINE.settings, n=2))
+    done = decode.generate(llama, [request], seed=change.get("seed", 7))[change.get("sample", 0)]
+    assert done.tokens != alone[0].tokens
+
+
+def first_key(keys_B, positions_B, stream):
+    """A step that folds one key for the whole batch, as a loop that splits keys in its state does."""
+    return keys.fold(jnp.broadcast_to(keys_B[:1], keys_B.shape), positions_B, stream)
+
+
+def ignoring_the_position(keys_B, positions_B, stream):
+    return keys.fold(keys_B, jnp.zeros_like(positions_B), stream)
+
+
+@pytest.fixture
+def fold(monkeypatch):
+    """Puts another fold into the compiled loop, and clears it away afterwards."""
+
+    def install(broken):
+        names = types.SimpleNamespace(fold=broken, IMPLEMENTATION=keys.IMPLEMENTATION)
+        monkeypatch.setattr(loop, "keys", names)
+        loop.run.clear_cache()
+
+    yield install
+    loop.run.clear_cache()
+
+
+def test_a_loop_with_one_key_for_the_batch_would_be_seen(llama, fold):
+    fold(first_key)
+    few = decode.generate(llama, [MINE], seed=7)
+    many = decode.generate(llama, [*others(5, seed=0)[:2], MINE], seed=7)
+    assert only(many) != few
+
+
+def test_a_loop_that_forgot_the_position_would_be_seen(llama, alone, fold):
+    fold(ignoring_the_position)
+    with pytest.raises(AssertionError):
+        test_tokens_are_the_gumbel_maxima_that_the_key_schedule_promises(
+            llama, decode.generate(llama, [MINE], seed=7)
+        )
+
+
+# Promise 7: settings are data.
+
+
+@pytest.fixture
+def compilations():
+    """Names of what was compiled since the test began."""
+    names = []
+
+    def listen(event, duration, **kwargs):
+        if event.endswith("backend_compile_duration"):
+            names.append(kwargs.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_sweep_over_all_settings_and_seeds_compiles_the_loop_once(llama, compilations):
+    sweep = [
+        Settings(max_new_tokens=3),
+        Settings(max_new_tokens=29, temperature=0),
+        Settings(max_new_tokens=5, temperature=0.3, top_k=7),
+        Settings(max_new_tokens=5, top_p=0.5, n=9),
+    ]
+    decode.generate(llama, [[5]], sweep[0], seed=0)
+    loop.run.clear_cache()
+    compilations.clear()
+    for i, settings in enumerate(sweep):
+        decode.generate(llama, ["cat", [7, 8, 9]], settings, seed=i)
+    list(decode.stream(llama, "ate", sweep[0], seed=2**40))
+    assert compilations == ["jit(run)"]
+
+
+def test_a_new_number_of_rows_is_seen_by_the_counter(llama, compilations):
+    decode.generate(llama, [MINE], seed=7)
+    loop.run.clear_cache()
+    compilations.clear()
+    decode.generate(llama, [MINE], seed=7)
+    decode.generate(llama, [MINE], seed=7, batch_size=11)
+    assert compilations.count("jit(run)") == 2
+
+
+# Ends.
+
+CYCLE = 9 * np.eye(5)[[1, 2, 3, 4, 0]]  # a b c d e a b ...
+
+
+@pytest.mark.parametrize(
+    "eos_id, cap, text, tokens, reason",
+    [
+        (None, 7, "cdeabcd", (2, 3, 4, 0, 1, 2, 3), "length"),
+        (4, 7, "cd", (2, 3, 4), "stop"),
+        (4, 2, "cd", (2, 3), "length"),
+        (4, 3, "cd", (2, 3, 4), "stop"),
+        (1, 9, "cdea", (2, 3, 4, 0, 1), "stop"),
+        (2, 1, "", (2,), "stop"),
+    ],
+)
+def test_a_completion_ends_at_the_end_token_or_at_the_cap(eos_id, cap, text, tokens, reason):
+    lm = tiny.scripted(by_token=CYCLE, eos_id=eos_id)
+    (done,) = decode.generate(lm, ["ab"], Settings(max_new_tokens=cap, temperature=0), seed=0)
+    assert (done.text, done.tokens, done.finish_reason) == (text, tokens, reason)
+    assert len(done.logprobs) == len(done.sampled_logprobs) == len(done.margins) == len(tokens)
+
+
+def test_the_end_of_the_context_window_ends_a_completion():
+    lm = tiny.scripted(by_token=CYCLE, context_length=7)
+    (done,) = decode.generate(lm, ["abc"], Settings(max_new_tokens=50, temperature=0), seed=0)
+    assert (done.text, done.finish_reason) == ("deab", "length")
+
+
+def test_an_end_token_inside_a_prompt_ends_nothing():
+    lm = tiny.scripted(by_token=CYCLE, eos_id=1)
+    (done,) = decode.generate(lm, ["ab"], Settings(max_new_tokens=3, temperature=0), seed=0)
+    assert done.text == "cde"
+
+
+def test_logits_at_a_position_choose_the_token_after_it():
+    lm = tiny.scripted(by_position=9 * np.eye(11)[[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
+    (done,) = decode.generate(lm, [[0, 0, 0]], Settings(max_new_tokens=7, temperature=0), seed=0)
+    assert done.tokens == (4, 1, 5, 9, 2, 6, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(tiny.Scripted):
+    """Tells each step it takes."""
+
+    def apply(self, variables, tokens_BT, **kwargs):
+        if tokens_BT.shape[1] == 1:
+            jax.debug.callback(lambda: STEPS.append(1))
+        return super().apply(variables, tokens_BT, **kwargs)
+
+
+STEPS: list[int] = []
+
+
+def steps_of(requests, eos_id=None, **kwargs):
+    lm = tiny.scripted(by_token=CYCLE, eos_id=eos_id)
+    STEPS.clear()
+    decode.generate(dataclasses.replace(lm, net=Counting(lm.config)), requests, seed=0, **kwargs)
+    jax.effects_barrier()
+    return len(STEPS)
+
+
+def test_a_batch_stops_with_its_last_row_and_a_freed_row_takes_the_next_request_at_once():
+    def wishes(*caps):
+        return [Request("a", Settings(max_new_tokens=cap, temperature=0)) for cap in caps]
+
+    assert steps_of(wishes(50, 3), eos_id=4) == 4
+    assert steps_of(wishes(5, 3, 2)) == 5
+    assert steps_of(wishes(7, 3, 4, 2), batch_size=2) == 9
+
+
+# What cannot be asked for.
+
+SPANNED = "request 'a' has a prompt of 67 tokens, and the context window of 67 must hold one more"
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ([""], "request 0 has an empty prompt; give it text or at least one token id"),
+        ([Request([], id="a")], "request 'a' has an empty prompt"),
+        ([Request([5] * 67, id="a")], SPANNED),
+        ([[5], [307]], "request 1 has token id 307; this model's are 0 to 306"),
+        ([[-1]], "request 0 has token id -1; this model's are 0 to 306"),
+        ("once upon", "the prompts are one str; put it in a list"),
+        (Request("once upon"), "the prompts are one Request; put it in a list"),
+        ([Request([5], id="a"), Request([6], id="a")], "request id 'a' occurs twice"),
+        ([Request([5], id=7), Request([6], id="7")], "request id '7' occurs twice"),
+        ([[5], Request([6], id=0)], "request id '0' occurs twice; give each request its own"),
+    ],
+)
+def test_a_prompt_that_cannot_be_completed_is_refused_in_one_line(llama, prompts, message):
+    with pytest.raises(errors.BadInput, match="^" + re.escape(message)) as error:
+        decode.generate(llama, prompts, seed=0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(temperature=-0.5), "temperature is -0.5; it must be 0, which is greedy, or above"),
+        (dict(temperature=float("nan")), "temperature is nan; it must be 0"),
+        (dict(temperature=float("inf")), "temperature is inf; it must be 0"),
+        (dict(temperature=1e-40), "temperature is 1e-40; it must be 0, which is greedy, or above"),
+        (dict(temperature="hot"), "temperature is 'hot'; it must be a number"),
+        (dict(top_p=0), "top_p is 0.0; it must be above 0 and at most 1"),
+        (dict(top_p=1.01), "top_p is 1.01; it must be above 0 and at most 1"),
+        (dict(top_p=float("nan")), "top_p is nan; it must be above 0"),
+        (dict(top_k=-1), "top_k is -1; it must be at least 0"),
+        (dict(top_k=2.0), "top_k is 2.0; it must be a whole number"),
+        (dict(top_k=True), "top_k is True; it must be a whole number"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0; it must be at least 1"),
+        (dict(n=0), "n is 0; it must be at least 1"),
+        (dict(n=2**31), "n is 2147483648; it must be at least 1 and below 2^31"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_in_one_line(wrong, message):
+    with pytest.raises(errors.BadInput, match="^" + re.escape(message)):
+        Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(prompt=3), "a request has prompt 3; it must be text or a list of token ids"),
+        (dict(prompt=[1, "b"]), "a request has prompt [1, 'b']; it must be text"),
+        (dict(prompt=[1.0], id="x"), "request 'x' has prompt [1.0]; it must be text"),
+        (dict(prompt="a", id=1.5), "request 1.5: an id must be text or a whole number"),
+        (dict(prompt="a", settings={}), "a request has settings {}; they must be a Settings"),
+    ],
+)
+def test_a_malformed_request_is_refused_in_one_line(wrong, message):
+    with pytest.raises(errors.BadInput, match="^" + re.escape(message)):
+        Request(**wrong)
+
+
+def test_what_belongs_to_a_call_is_refused_in_one_line(llama):
+    def refused(message):
+        return pytest.raises(errors.BadInput, match="^" + re.escape(message))
+
+    with refused("batch_size is 0; it must be a whole number of at least 1"):
+        decode.generate(llama, [[5]], seed=0, batch_size=0)
+    with refused("seed is -1; it must be a whole number from 0 to 2^64 - 1"):
+        decode.generate(llama, [[5]], seed=-1)
+    with refused("settings stand beside requests, which carry their own"):
+        decode.generate(llama, [Request([5])], Settings(), seed=0)
+    with refused("n is 2; a stream carries one completion, so it must be 1"):
+        next(decode.stream(llama, [5], Settings(n=2), seed=0))
+
+
+def test_weights_that_give_no_numbers_are_refused_by_request_and_position():
+    lm = tiny.scripted(by_position=np.array([[0.0, 1.0], [0.0, 1.0], [np.nan, 0.0]]))
+    with pytest.raises(
+        errors.BadInput, match="^request 0: the logits at position 3 are not numbers"
+    ):
+        decode.generate(lm, [[0]], Settings(max_new_tokens=5), seed=0)
+
+
+def test_nothing_asked_for_gives_nothing(llama):
+    assert decode.generate(llama, [], seed=0) == []
+
+
+def test_text_gets_the_begin_token_and_token_ids_are_taken_as_they_are(llama):
+    text, ids = decode.generate(llama, ["cat", [9, 8]], Settings(max_new_tokens=1), seed=0)
+    assert text.prompt_tokens == (llama.tokenizer.bos_id, *llama.tokenizer.encode("cat"))
+    assert ids.prompt_tokens == (9, 8)
+    assert isinstance(text, Completion)
+    assert (text.id, ids.id) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "count, size", [(0, 16), (1, 16), (16, 16), (17, 32), (64, 64), (65, 100), (100, 100)]
+)
+def test_buckets_are_powers_of_two_up_to_the_window(count, size):
+    assert batch.bucket(count, 16, 100) == size
