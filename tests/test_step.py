@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import model
 from model import blocks, errors, sharding
@@ -164,6 +165,22 @@ def test_steps_compile_once_and_consume_their_state():
     assert train_step.__wrapped__._cache_size() == 1
     assert int(state.step) == 5
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+
+
+def test_a_caller_cannot_forget_the_mesh_and_the_rules(monkeypatch):
+    seen = []
+
+    def spy(net, params, batch, key):
+        seen.append((nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh().axis_names))
+        return params["bias"].sum() * batch["weights"]
+
+    monkeypatch.setattr(step, "next_token_losses", spy)
+    mesh = sharding.make_mesh(MESHES[1])
+    state = step.TrainState(jnp.zeros((), jnp.int32), {"bias": jnp.ones(3)}, SGD.init(None))
+    where = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    train_step = step.make_train_step(None, SGD, mesh, where)
+    train_step(jax.device_put(state, where), step.put_batch(make_batch(), mesh), jax.random.key(0))
+    assert seen == [(sharding.RULES, sharding.AXES)]
 
 
 def test_micro_batches_sum_to_the_big_batch():
