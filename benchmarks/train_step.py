@@ -1,0 +1,224 @@
+"""How fast is our training step beside a Hugging Face GPT-2 of the same shape in torch?
+
+    python benchmarks/train_step.py --layers=4 --width=256 --batch=8
+
+Both start from the same weights and take the same batches: loss over every token, gradient clipped to
+norm 1, AdamW, float32, all cores. Steps alternate in one process after warm-up; the losses of both are
+printed, because equal work means equal losses. The bound is each library's own best matrix product in
+the same run.
+"""
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+import transformers
+from absl import app, flags
+
+import model
+from model import blocks, hf, sharding
+from train import flops, optimizer, step
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("layers", 4, "blocks")
+flags.DEFINE_integer("width", 256, "of the residual stream")
+flags.DEFINE_integer("heads", 8, "of attention")
+flags.DEFINE_integer("hidden", 1024, "width of the feed-forward")
+flags.DEFINE_integer("vocab", 8192, "size of the vocabulary")
+flags.DEFINE_integer("length", 256, "tokens in a row")
+flags.DEFINE_integer("batch", 8, "rows")
+flags.DEFINE_integer("steps", 15, "timed steps of each")
+flags.DEFINE_integer("warmup", 2, "steps of each before timing")
+flags.DEFINE_integer("unroll", 0, "layers in each turn of our compiled loop; 0: all, so no loop")
+
+LEARNING_RATE, DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
+
+Step = Callable[[dict[str, np.ndarray]], float]
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    config = model.ModelConfig(
+        vocab_size=FLAGS.vocab,
+        context_length=FLAGS.length,
+        layers=FLAGS.layers,
+        width=FLAGS.width,
+        heads=FLAGS.heads,
+        hidden=FLAGS.hidden,
+        position="learned",
+        norm="layer",
+        activation="gelu_tanh",
+        gated=False,
+        bias=True,
+        tied=True,
+    )
+    torch.set_num_threads(os.cpu_count() or 1)
+    peer = make_peer(config)
+    names = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
+    take_ours, report = make_ours(
+        config, blocks.stack_layers(hf.from_theirs("gpt2", config, names))
+    )
+    steps = {"ours": take_ours, "torch": make_torch(peer)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(FLAGS.warmup + FLAGS.steps):
+        batch = make_batch(i)
+        for name, take in steps.items():
+            start = time.perf_counter()
+            losses[name].append(take(batch))
+            seconds[name].append(time.perf_counter() - start)
+    peaks = {"ours": flops.measure(), "torch": torch_peak()}
+    print_table(config, {name: times[FLAGS.warmup :] for name, times in seconds.items()}, peaks)
+    print(
+        f"\nloss   first step {losses['ours'][0]:.5f} ours, {losses['torch'][0]:.5f} torch;"
+        f" last {losses['ours'][-1]:.5f}, {losses['torch'][-1]:.5f}"
+    )
+    print(f"ours   first call {seconds['ours'][0]:.1f} s with compilation; {report()}")
+    print(f"both   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB at most")
+
+
+def make_batch(seed: int) -> dict[str, np.ndarray]:
+    """Random tokens in one segment; every one of them is a target."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, FLAGS.vocab, (FLAGS.batch, FLAGS.length + 1), dtype=np.int32)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segments": np.ones((FLAGS.batch, FLAGS.length), np.int32),
+        "weights": np.ones((FLAGS.batch, FLAGS.length), np.float32),
+    }
+
+
+def make_ours(config: model.ModelConfig, params: dict) -> tuple[Step, Callable[[], str]]:
+    """Our step from these stacked parameters, and what to say about its compilation afterwards."""
+    net = model.build(config, model.Runtime(scan=True, unroll=FLAGS.unroll or FLAGS.layers))
+    transform = optimizer.build(
+        optimizer.OptimizerConfig(
+            learning_rate=LEARNING_RATE,
+            schedule="constant",
+            weight_decay=DECAY,
+            b1=BETAS[0],
+            b2=BETAS[1],
+            clip_norm=1.0,
+        ),
+        steps=FLAGS.warmup + FLAGS.steps,
+    )
+    mesh = sharding.make_mesh()
+    where = step.shardings(step.abstract_state(net, transform, mesh))
+    train_step = step.make_train_step(net, transform, mesh, where)
+    state = step.init_state(net, transform, mesh, key=jax.random.key(0))
+    state = state.replace(params=jax.device_put(params, where.params))
+    key = jax.random.key(0)
+
+    def take(batch: dict[str, np.ndarray]) -> float:
+        nonlocal state
+        state, metrics = train_step(state, step.put_batch(batch, mesh), key)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    def report() -> str:
+        lower = sharding.on_mesh(train_step.__wrapped__.lower, mesh)
+        memory = lower(state, step.put_batch(make_batch(0), mesh), key).compile().memory_analysis()
+        return (
+            f"compiled {train_step.__wrapped__._cache_size()} time(s); state and batch "
+            f"{memory.argument_size_in_bytes / 2**20:.0f} MiB, activations "
+            f"{memory.temp_size_in_bytes / 2**20:.0f} MiB"
+        )
+
+    return take, report
+
+
+def make_peer(config: model.ModelConfig) -> torch.nn.Module:
+    """A Hugging Face GPT-2 of the same shape, without dropout."""
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.context_length,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            n_inner=config.hidden,
+            layer_norm_epsilon=config.norm_epsilon,
+            activation_function="gelu_new",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+            use_cache=False,
+        )
+    ).train()
+
+
+def make_torch(net: torch.nn.Module) -> Step:
+    """The peer's step, with torch's fused AdamW."""
+    # GPT-2's vectors are its norms and biases.
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    update = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=1e-8, fused=True)
+
+    def take(batch: dict[str, np.ndarray]) -> float:
+        targets = torch.from_numpy(batch["targets"].astype(np.int64)).flatten()
+        logits = net(torch.from_numpy(batch["tokens"])).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
+        update.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        update.step()
+        return loss.item()
+
+    return take
+
+
+def torch_peak(size: int = 1024, seconds: float = 0.3) -> float:
+    """What `flops.measure` measures, by torch."""
+    ones = torch.ones(size, size)
+    result = torch.empty(size, size)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.matmul(ones, ones, out=result)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def print_table(
+    config: model.ModelConfig, seconds: dict[str, list[float]], peaks: dict[str, float]
+) -> None:
+    """Medians, their ratio, and the fraction of each library's bound that they reach."""
+    tokens = FLAGS.batch * FLAGS.length
+    work = tokens * flops.training(config, FLAGS.length)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(
+        f"{config.layers} layers, width {config.width}, {config.heads} heads, hidden "
+        f"{config.hidden}, vocabulary {config.vocab_size}, {FLAGS.batch} rows of {FLAGS.length}, "
+        f"float32, {torch.get_num_threads()} threads\n"
+        f"{work / 1e9:.1f} model GFLOP a step (6 per matrix parameter and token, causal attention "
+        f"halved); {FLAGS.steps} steps of each, alternating\n"
+    )
+    print(
+        f"{'':8}{'median ms':>11}{'best ms':>10}{'tokens/s':>11}{'peak GFLOP/s':>14}{'of peak':>9}"
+    )
+    for name, median in medians.items():
+        print(
+            f"{name:8}{1e3 * median:11.1f}{1e3 * min(seconds[name]):10.1f}{tokens / median:11.0f}"
+            f"{peaks[name] / 1e9:14.1f}{work / peaks[name] / median:9.0%}"
+        )
+    print(
+        f"\nours runs at {medians['torch'] / medians['ours']:.2f}x of torch (above 1: ours is faster);"
+        " 'of peak' is the time the step's matrix products would take at the library's own best"
+        " rate, divided by the time it took"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
