@@ -167,24 +167,36 @@ def test_a_directory_that_is_missing_is_bad_input(tmp_path):
         log.Record(tmp_path / "nowhere", 0)
 
 
-def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(tmp_path):
+def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(monkeypatch):
     out = io.StringIO()
-    with log.Progress(200, consoles.Console(file=out, highlight=False)) as progress:
-        progress.say("[bold]resuming[/bold] at step 7 " + "x" * 200)
-        progress.step(8, {"loss": 3.25}, TIMING, line=False)
-        progress.step(9, {"loss": 3.125}, TIMING, line=True)
+    progress = log.Progress(200, consoles.Console(file=out, highlight=False))
+    with progress.work("tokenising") as show:
+        show(1_000_000, 3_000_000)
+        monkeypatch.setattr(log, "SILENCE", -1)
+        show(2_000_000, 3_000_000)
+    progress.start(7)
+    progress.say("[bold]resuming[/bold] at step 7 " + "x" * 200)
+    progress.step(8, {"loss": 3.25}, TIMING, line=False)
+    progress.step(9, {"loss": 3.125}, TIMING, line=True)
+    progress.stop()
     assert out.getvalue() == (
+        "tokenising: 2 of 3 MB\n"
         f"[bold]resuming[/bold] at step 7 {'x' * 200}\n"
         "step   9/200  loss 3.1250     12,346 tokens/s  FLOP use  31%  1 min 05 s left\n"
     )
 
 
-def test_on_a_terminal_progress_is_a_bar(tmp_path):
+def test_on_a_terminal_progress_is_a_bar():
     out = io.StringIO()
     console = consoles.Console(file=out, force_terminal=True, width=120, color_system=None)
-    with log.Progress(200, console) as progress:
-        progress.step(9, {"loss": 3.125}, TIMING, line=True)
-    assert "9/200 loss 3.1250" in out.getvalue()
+    progress = log.Progress(200, console)
+    with progress.work("tokenising") as show:
+        show(2_000_000, 3_000_000)
+    progress.start(7)
+    progress.step(9, {"loss": 3.125}, TIMING, line=True)
+    progress.stop()
+    for shown in ("2.0/3.0 MB", "7/200 compiling", "9/200 loss 3.1250"):
+        assert shown in out.getvalue()
     assert "step   9" not in out.getvalue()
 
 

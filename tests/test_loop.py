@@ -358,7 +358,7 @@ def test_ctrl_c_before_training_ends_with_one_line_and_nothing_half_written(sour
     process.send_signal(signal.SIGINT)
     status, out, err = running.finish(process)
     assert status == 128 + signal.SIGINT
-    assert err == "\nganymede: stopped before training began; run the same command again\n"
+    assert err == "ganymede: stopped before training began; run the same command again\n"
     assert not list(workdir.rglob("*partial*"))
     assert not (workdir / "metrics.jsonl").exists()
 

@@ -9,7 +9,6 @@ import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self
 
 from rich import console as consoles
 from rich import progress as bars
@@ -123,12 +122,10 @@ class Progress:
         )
         self._task = self._bar.add_task("training", total=steps, status="compiling")
 
-    def __enter__(self) -> Self:
+    def start(self, step: int) -> None:
+        """Shows the bar, at `step`."""
+        self._bar.update(self._task, completed=step)
         self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Ends the bar; what is said from now on stands below it."""

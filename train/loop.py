@@ -105,7 +105,8 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         record = stack.enter_context(contextlib.closing(log.Record(directory, first)))
         account = Meter(asked, config, record, progress, before, lambda n: batches[n - 1])
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        stack.enter_context(progress)
+        stack.callback(progress.stop)
+        progress.start(first)
         interrupt.patient = True
         upcoming = pool.submit(batches.__getitem__, first)
         for number in range(first + 1, train.steps + 1):
@@ -170,10 +171,15 @@ class Interrupt:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum
+        start = b"\n" if os.isatty(2) else b""  # below the bar, or the ^C
         if self.patient:
-            os.write(2, b"\nganymede: finishing this step and saving; once more ends it at once\n")
+            os.write(
+                2, start + b"ganymede: finishing this step and saving; once more ends it at once\n"
+            )
         else:
-            os.write(2, b"\nganymede: stopped before training began; run the same command again\n")
+            os.write(
+                2, start + b"ganymede: stopped before training began; run the same command again\n"
+            )
             raise SystemExit(128 + signum)
 
 
@@ -193,6 +199,8 @@ def _claimed(directory: pathlib.Path) -> Iterator[None]:
         raise errors.BadInput(
             f"another process is training in {directory}; wait for it or choose another --workdir"
         ) from error
+    except OSError:  # a file system that cannot lock leaves it to people
+        pass
     try:
         yield
     finally:
