@@ -109,7 +109,10 @@ def _requests(source: pathlib.Path) -> list[tuple[str, Any]]:
         return [("", request) for request in prompts.read(_PROMPTS.value, given)]
     if _PROMPT.value:
         texts = [sys.stdin.read() if text == "-" else text for text in _PROMPT.value]
-        return [("", Request(text, Settings(**given), place)) for place, text in enumerate(texts)]
+        return [
+            ("", Request(text, errors.build(Settings, given, "flags"), place))
+            for place, text in enumerate(texts)
+        ]
     if _CONFIG.value is not None:
         return recipe.from_config(_CONFIG.value.to_dict()).decode.requests(given)
     return recipe.of_run(source).decode.requests(given)
@@ -130,7 +133,7 @@ VERBS: dict[str, Callable[[], int]] = {
 }
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
     logging.set_verbosity(logging.ERROR)
     try:

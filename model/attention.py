@@ -70,15 +70,16 @@ class Attention(nn.Module):
             name="query",
             **dense,
         )(x_BTD)
-        k_BSKH = layers.Dense("BTD,DKH->BTKH", name="key", **kv)(x_BTD)
-        v_BSKH = layers.Dense("BTD,DKH->BTKH", name="value", **kv)(x_BTD)
+        k_BTKH = layers.Dense("BTD,DKH->BTKH", name="key", **kv)(x_BTD)
+        v_BTKH = layers.Dense("BTD,DKH->BTKH", name="value", **kv)(x_BTD)
         if c.position == "rope":
             q_BTNH = positions.rotate(q_BTNH, positions_BT, c.rope_theta)
-            k_BSKH = positions.rotate(k_BSKH, positions_BT, c.rope_theta)
+            k_BTKH = positions.rotate(k_BTKH, positions_BT, c.rope_theta)
+        k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if past is not None:
             keys_BSKH, values_BSKH, lengths_B = past
-            k_BSKH = cache.append(keys_BSKH, k_BSKH, lengths_B)
-            v_BSKH = cache.append(values_BSKH, v_BSKH, lengths_B)
+            k_BSKH = cache.append(keys_BSKH, k_BTKH, lengths_B)
+            v_BSKH = cache.append(values_BSKH, v_BTKH, lengths_B)
         scale = c.head_size**-0.5
         y_BTNH = jax.nn.dot_product_attention(
             q_BTNH, k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype), mask=mask, scale=scale

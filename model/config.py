@@ -26,7 +26,7 @@ class ModelConfig:
     """The weights of a model: enough to build it, count it and load it.
 
     The defaults are those of LLaMA-like decoders; GPT-2 is `position="learned", norm="layer", activation="gelu_tanh",
-    gated=False, bias=True, tied=True`. Fields left None follow from the others: `kv_heads = heads`,
+    gated=False, bias=True, tied=True`. Fields left 0 follow from the others: `kv_heads = heads`,
     `head_size = width / heads`, `hidden = 4 width` (plain) or `8/3 width` rounded up to a multiple of 8 (gated).
     """
 
@@ -36,9 +36,9 @@ class ModelConfig:
     width: int
     heads: int
     family: str = "decoder_only"
-    kv_heads: int | None = None
-    head_size: int | None = None
-    hidden: int | None = None
+    kv_heads: int = 0
+    head_size: int = 0
+    hidden: int = 0
     position: str = "rope"
     rope_theta: float = 10_000.0
     norm: str = "rms"
@@ -50,22 +50,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "model")
-        if self.kv_heads is None:
-            object.__setattr__(self, "kv_heads", self.heads)
-        for name in (
-            "vocab_size",
-            "context_length",
-            "layers",
-            "width",
-            "heads",
-            "kv_heads",
-            "head_size",
-            "hidden",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise errors.BadInput(f"model.{name} is {value}; it must be at least 1")
-        if self.head_size is None:
+        for name in ("vocab_size", "context_length", "layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise errors.BadInput(
+                    f"model.{name} is {getattr(self, name)}; it must be at least 1"
+                )
+        for name in ("kv_heads", "head_size", "hidden"):
+            if getattr(self, name) < 0:
+                raise errors.BadInput(
+                    f"model.{name} is {getattr(self, name)}; it must be at least 1, or 0 to follow from the others"
+                )
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        if not self.head_size:
             if self.width % self.heads:
                 raise errors.BadInput(
                     f"model.heads={self.heads} does not divide model.width={self.width}; "
@@ -81,7 +77,7 @@ class ModelConfig:
                 f"model.head_size={self.head_size} is odd, and rotary positions turn pairs; "
                 "make it even or choose another model.position"
             )
-        if self.hidden is None:
+        if not self.hidden:
             hidden = -(-8 * self.width // 24) * 8 if self.gated else 4 * self.width
             object.__setattr__(self, "hidden", hidden)
 

@@ -191,9 +191,9 @@ def _sizes(config: ModelConfig, parts: int) -> dict[str, int]:
     return {
         "D": config.width,
         "N": config.heads,
-        "K": config.kv_heads or config.heads,
-        "H": config.head_size or config.width // config.heads,
-        "F": config.hidden or 0,
+        "K": config.kv_heads,
+        "H": config.head_size,
+        "F": config.hidden,
         "V": config.vocab_size,
         "P": config.context_length,
         "Q": parts,
