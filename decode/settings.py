@@ -78,6 +78,8 @@ class Request:
         name = "a request" if self.id is None else f"request {self.id!r}"
         if not isinstance(self.id, str | numbers.Integral | None) or isinstance(self.id, bool):
             raise errors.BadInput(f"{name}: an id must be text or a whole number")
+        if isinstance(self.id, numbers.Integral):
+            object.__setattr__(self, "id", int(self.id))
         if not isinstance(self.settings, Settings):
             raise errors.BadInput(f"{name} has settings {self.settings!r}; they must be a Settings")
         if isinstance(self.prompt, str):

@@ -1,0 +1,305 @@
+"""How does somebody else repeat a decoding run to the bit? What `write` keeps of it, and `replay`.
+
+`completions.jsonl` has what went in and what came out, one JSON object per completion; every float in
+it reads back as the same bits, and an infinite margin is null. `manifest.json` has what they came from:
+seed, versions, device, and digests of weights, tokenizer, requests and completions.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+import model
+from decode import batch, difference, keys
+from decode.difference import Report
+from decode.settings import Completion, Request, Settings
+from model import LM, checkpoint, errors
+
+FORMAT = 1
+PRESET = "hf"
+COMPLETIONS, MANIFEST = "completions.jsonl", "manifest.json"
+PACKAGES = ("ganymede", "jax", "jaxlib", "flax", "numpy")
+FLAGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_cpu_enable_fast_math")
+
+
+def write(
+    directory: str | os.PathLike,
+    lm: LM,
+    requests: Sequence[Request],
+    completions: Sequence[Completion],
+    *,
+    seed: int,
+    batch_size: int = batch.BATCH_SIZE,
+    prompts: str | os.PathLike | None = None,
+) -> None:
+    """Writes `completions.jsonl` and `manifest.json`: each complete or as it was, whenever we are killed.
+
+    Args:
+        requests: as `decode.requests` gives them; `seed` and `batch_size` are those of `decode.generate`.
+        prompts: the file that the requests were read from, if there is one.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.BadInput(
+            f"{directory} cannot be made: {error.strerror}; choose another directory"
+        ) from error
+    asked = {request.id: request for request in requests}
+    lines = "".join(_line(asked[done.id], done) for done in completions)
+    values = {
+        "format": FORMAT,
+        "preset": PRESET,
+        "key_schedule": keys.VERSION,
+        "seed": seed,
+        "batch_size": batch_size,
+        "buckets": _buckets(),
+        "settings": _settings(requests),
+        "requests": {"count": len(requests), "sha256": _digest_of(requests)},
+        "completions": {
+            "count": len(completions),
+            "tokens": sum(len(done.tokens) for done in completions),
+            "sha256": _sha256(lines),
+        },
+        "prompts": _prompts(prompts, directory),
+        "model": {
+            "directory": _relative(lm.directory, directory),
+            "weights": lm.digest,
+            "tokenizer": lm.tokenizer.digest,
+            "config": dataclasses.asdict(lm.config),
+            "runtime": dataclasses.asdict(lm.net.runtime),
+        },
+        "environment": environment(),
+    }
+    checkpoint.write_file(directory / COMPLETIONS, lines)
+    checkpoint.write_file(
+        directory / MANIFEST, json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    )
+
+
+def replay(directory: str | os.PathLike, lm: LM | None = None) -> Report:
+    """Decodes again what a manifest describes, and compares every token and the bits of every number.
+
+    Another machine or another version is reported, not refused: the answer is worth having.
+
+    Args:
+        directory: what `write` has written.
+        lm: the model; by default it is loaded from where the manifest says.
+
+    Raises:
+        BadInput: when a file is missing or damaged, or the weights, the tokenizer, the prompts file or
+            the completions are not those of the run: which one, and what to restore.
+    """
+    directory = pathlib.Path(directory)
+    values = _read_manifest(directory / MANIFEST)
+    requests, expected = _read_completions(directory / COMPLETIONS, values)
+    _check_prompts(values["prompts"], directory)
+    if lm is None:
+        lm = model.load(_model_directory(values["model"], directory))
+    _check_model(lm, values["model"])
+    got = batch.generate(lm, requests, seed=values["seed"], batch_size=values["batch_size"])
+    here = {**environment(), "buckets": _buckets(), "runtime": dataclasses.asdict(lm.net.runtime)}
+    there = {
+        **values["environment"],
+        "buckets": values["buckets"],
+        "runtime": values["model"]["runtime"],
+    }
+    return difference.compare(expected, got, requests, _changes(there, here))
+
+
+def environment() -> dict[str, Any]:
+    """What the bits of a run may depend on beyond its inputs."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "platform": device.platform,
+        "device": device.device_kind,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **{name: getattr(jax.config, name, None) for name in FLAGS},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The CPU's model: two of one architecture may differ in their vector units, and so in their roundings."""
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _buckets() -> dict[str, int]:
+    return {
+        "prompt": batch.SMALLEST_PROMPT,
+        "slots": batch.SMALLEST_SLOTS,
+        "rows": batch.LEAST_ROWS,
+    }
+
+
+def _settings(requests: Iterable[Request]) -> list[dict[str, Any]]:
+    """Each of the settings in use, with the number of requests that have it."""
+    counts: dict[Settings, int] = {}
+    for request in requests:
+        counts[request.settings] = counts.get(request.settings, 0) + 1
+    return [{**dataclasses.asdict(settings), "requests": n} for settings, n in counts.items()]
+
+
+def _line(request: Request, done: Completion) -> str:
+    values = {
+        "id": done.id,
+        "sample": done.sample,
+        "prompt": request.prompt,
+        "text": done.text,
+        "finish_reason": done.finish_reason,
+        "settings": dataclasses.asdict(request.settings),
+        "prompt_tokens": done.prompt_tokens,
+        "tokens": done.tokens,
+        "logprobs": done.logprobs,
+        "sampled_logprobs": done.sampled_logprobs,
+        "margins": [None if math.isinf(margin) else margin for margin in done.margins],
+    }
+    line = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    for separator in "\x85\u2028\u2029":  # some readers end lines at these
+        line = line.replace(separator, f"\\u{ord(separator):04x}")
+    return line + "\n"
+
+
+def _sha256(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def _digest_of(requests: Iterable[Request]) -> str:
+    """Of what was asked for, in order: ids, prompts and settings."""
+    return _sha256(json.dumps([dataclasses.asdict(request) for request in requests]))
+
+
+def _prompts(
+    path: str | os.PathLike | None, directory: pathlib.Path
+) -> dict[str, str | None] | None:
+    """Which file the prompts stood in, as far as it can be read again."""
+    if path is None or not pathlib.Path(path).is_file():
+        return None
+    path = pathlib.Path(path)
+    return {"file": _relative(path, directory), "sha256": _sha256(path.read_bytes())}
+
+
+def _relative(path: pathlib.Path | None, directory: pathlib.Path) -> str | None:
+    """From the manifest's directory, so that a run and its decodings can move together."""
+    return None if path is None else pathlib.Path(os.path.relpath(path, directory)).as_posix()
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """The manifest, if this version can repeat what it describes."""
+    try:
+        values = json.loads(_read(path))
+        versions = values["format"], values["preset"], values["key_schedule"]
+        writer = values["environment"]["ganymede"]
+        for name in ("seed", "batch_size", "prompts", "buckets"):
+            values[name]
+        for name in ("directory", "weights", "tokenizer", "runtime"):
+            values["model"][name]
+        values["requests"]["sha256"], values["completions"]["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, errors.BadInput):
+            raise
+        raise errors.BadInput(
+            f"{path} is not a manifest ({type(error).__name__}: {error}); restore the one that decode wrote"
+        ) from error
+    if versions != (FORMAT, PRESET, keys.VERSION):
+        raise errors.BadInput(
+            f"{path} has format, preset and key schedule {versions}, and this version repeats "
+            f"{(FORMAT, PRESET, keys.VERSION)}; replay it with the version that wrote it, ganymede {writer}"
+        )
+    return values
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise errors.BadInput(
+            f"{path} cannot be read: {error.strerror}; give a directory that decode has written"
+        ) from error
+
+
+def _read_completions(
+    path: pathlib.Path, values: dict[str, Any]
+) -> tuple[list[Request], list[Completion]]:
+    """What was asked for and what came out, if they are what the manifest was written with."""
+    content = _read(path)
+    _same(path, _sha256(content), values["completions"]["sha256"])
+    requests: dict[Any, Request] = {}
+    completions = []
+    for line in content.decode().split("\n")[:-1]:
+        row = json.loads(line)
+        settings = errors.build(Settings, row.pop("settings"), f"{path}: settings")
+        requests.setdefault(row["id"], Request(row.pop("prompt"), settings, row["id"]))
+        row["margins"] = [math.inf if margin is None else margin for margin in row["margins"]]
+        lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        completions.append(Completion(**{**row, **lists}))
+    _same(path.with_name(MANIFEST), _digest_of(requests.values()), values["requests"]["sha256"])
+    return list(requests.values()), completions
+
+
+def _check_prompts(prompts: dict[str, str] | None, directory: pathlib.Path) -> None:
+    """The file of prompts, where it is still there, must be the one that was read."""
+    if prompts and (file := _found(prompts["file"], directory)).is_file():
+        _same(file, _sha256(_read(file)), prompts["sha256"])
+
+
+def _check_model(lm: LM, values: dict[str, Any]) -> None:
+    where = "the given model" if lm.directory is None else lm.directory
+    _same(f"the weights of {where}", lm.digest, values["weights"])
+    _same(f"the tokenizer of {where}", lm.tokenizer.digest, values["tokenizer"])
+
+
+def _same(what: Any, here: str, there: str) -> None:
+    if here != there:
+        raise errors.BadInput(
+            f"{what} changed since the manifest was written (digest {here[:12]}, was {there[:12]}); "
+            "restore what was there, or decode again"
+        )
+
+
+def _model_directory(values: dict[str, Any], directory: pathlib.Path) -> pathlib.Path:
+    if values["directory"] is None:
+        raise errors.BadInput(
+            f"{directory / MANIFEST} does not say where its model was; give replay the model itself"
+        )
+    return _found(values["directory"], directory)
+
+
+def _found(path: str, directory: pathlib.Path) -> pathlib.Path:
+    """Where a path relative to the manifest leads."""
+    return pathlib.Path(os.path.normpath(directory / path))
+
+
+def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A line for each value that is not as it was: `jax was 0.10.2, is 0.12.0`."""
+    names = [*there, *(name for name in here if name not in there)]
+    return [
+        f"{name} was {there.get(name)}, is {here.get(name)}"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]
