@@ -136,6 +136,48 @@ def test_json_says_everything_and_comes_back_as_the_same_recipe():
     assert recipe.to_json(again, again.model_config(307)) == text
 
 
+def test_a_run_directory_gives_back_its_recipe(tmp_path):
+    made = recipe.from_config(config())
+    (tmp_path / "config.json").write_text(recipe.to_json(made, made.model_config(307)))
+    again = recipe.of_run(tmp_path)
+    assert again.train == made.train and again.decode == made.decode
+    assert again.model_config(307) == made.model_config(307)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            None,
+            r"config.json cannot be read \(No such file or directory\); give a directory that train has written",
+        ),
+        ("{", r"config.json is not JSON \(.*\); restore it, or give another directory"),
+        ("[]", "config.json is not the config.json of a run; give another directory"),
+        ('{"train": {"setps": 3}}', r"config.train has no key 'setps' \(did you mean 'steps'\?\)"),
+    ],
+)
+def test_a_directory_without_a_recipe_is_told_in_one_line(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(errors.BadInput, match=message):
+        recipe.of_run(tmp_path)
+
+
+def test_every_prompt_is_asked_for_under_every_settings():
+    asked = recipe.Decode(
+        ("The", "A"), {"warm": Settings(temperature=0.7), "top-k": Settings(top_k=3)}
+    )
+    named = asked.requests({"max_new_tokens": 7})
+    assert [(name, request.prompt, request.id) for name, request in named] == [
+        ("warm", "The", "warm 0"),
+        ("warm", "A", "warm 1"),
+        ("top-k", "The", "top-k 0"),
+        ("top-k", "A", "top-k 1"),
+    ]
+    assert named[0][1].settings == Settings(temperature=0.7, max_new_tokens=7)
+    assert asked.requests()[3][1].settings == Settings(top_k=3)
+
+
 def resolved(**change) -> dict:
     made = recipe.from_config(config(**change))
     return json.loads(recipe.to_json(made, made.model_config(307)))

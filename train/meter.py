@@ -153,16 +153,16 @@ class Meter:
 
     def _stop(self, number: int, values: Mapping[str, float]) -> errors.BadInput:
         """Records the step whose loss or gradient is not finite."""
-        rows = [
-            hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in self._batch(number)["tokens"]
-        ]
         path = pathlib.Path(self._record.directory) / "nonfinite.json"
         found = {
             "step": number,
             "metrics": {name: repr(value) for name, value in values.items()},
-            "rows": rows,
+            "rows": [
+                {"sha256": hashlib.sha256(row.tobytes()).hexdigest(), "tokens": row.tolist()}
+                for row in self._batch(number)["tokens"]
+            ],
         }
-        checkpoint.write_file(path, json.dumps(found, indent=2) + "\n")
+        checkpoint.write_file(path, json.dumps(found) + "\n")
         return errors.BadInput(
             f"step {number} has loss {values['loss']} and gradient norm {values['grad_norm']} on the rows in {path}; "
             "the last checkpoint is kept; lower optimizer.learning_rate in another --workdir"
