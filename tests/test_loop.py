@@ -45,11 +45,25 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(source, tmp_path_factory):
+def watched(source, tmp_path_factory):
+    """A complete run, and (step, lines of metrics on disk) at each of its saves."""
+    workdir, saves = tmp_path_factory.mktemp("runs") / "finished", []
+    usual = checkpoint.Checkpoints.save
+
+    def save(self, step, state, meta):
+        saves.append((step, [(line["step"], line["split"]) for line in running.metrics(workdir)]))
+        usual(self, step, state, meta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", save)
+        run(config(source), workdir)
+    return workdir, saves
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
     """A complete run; tests that change it do so to a copy."""
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    run(config(source), workdir)
-    return workdir
+    return watched[0]
 
 
 @pytest.fixture
@@ -74,6 +88,12 @@ def test_a_run_directory_holds_what_is_promised(finished):
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"3", "4"}
     assert list((finished / "tensorboard").iterdir())
     assert tokenizer.load(finished / "tokenizer").vocab_size == 300
+
+
+def test_what_a_step_reports_is_on_disk_before_the_step_is_saved(watched):
+    """Else a kill after the save would lose it: the resumed run does not come by that step again."""
+    trained = [(step, "train") for step in (1, 2, 3, 4)]
+    assert watched[1] == [(3, trained[:3]), (4, [*trained, (4, "valid")])]
 
 
 def test_a_line_of_metrics_has_the_loss_and_apart_from_it_the_speed(finished):
