@@ -34,14 +34,20 @@ def many(logits_V, knobs, key, count, draw=sampling.draw):
     return draw(logits_BV, knobs, keys_B)
 
 
-def counts(settings, logits_V=LOGITS, count=DRAWS, **kwargs):
-    drawn = many(logits_V, processors.knobs([settings]), keys.row_key(0, "fit", 0), count, **kwargs)
-    return np.bincount(np.asarray(drawn.token_B), minlength=len(logits_V))
+def some(settings, count, logits_V=LOGITS, **kwargs):
+    """The first `count` of `DRAWS` draws, which all are one compiled shape."""
+    knobs = processors.knobs([settings])
+    drawn = many(logits_V, knobs, keys.row_key(0, "fit", 0), DRAWS, **kwargs)
+    return jax.tree.map(lambda leaf_B: np.asarray(leaf_B)[:count], drawn)
 
 
-def exact(settings, logits_V=LOGITS):
+def counts(settings, **kwargs):
+    return np.bincount(some(settings, DRAWS, **kwargs).token_B, minlength=len(LOGITS))
+
+
+def exact(settings):
     """The distribution that settings ask for, by definition, in float64."""
-    scaled = logits_V.astype(np.float64) / settings.temperature
+    scaled = LOGITS.astype(np.float64) / settings.temperature
     keep = np.ones(len(scaled), bool)
     if settings.top_k:
         keep = scaled >= np.sort(scaled)[::-1][settings.top_k - 1]
@@ -91,16 +97,15 @@ def test_the_test_refuses_a_filter_that_keeps_one_token_more():
 
 def test_greedy_takes_the_first_of_the_largest_logits_whatever_the_filters():
     logits_V = np.array([1.0, 7.0, 3.0, 7.0], np.float32)
-    drawn = many(
-        logits_V, processors.knobs([Settings(temperature=0, top_k=2)]), keys.row_key(0, "", 0), 5
-    )
+    logits_V = np.concatenate([logits_V, LOGITS[4:]])
+    drawn = some(Settings(temperature=0, top_k=2), 5, logits_V)
     assert drawn.token_B.tolist() == [1] * 5
     assert drawn.sampled_logprob_B.tolist() == [0.0] * 5
     assert drawn.margin_B.tolist() == [0.0] * 5
 
 
 def test_one_token_left_to_draw_from_is_the_greedy_token():
-    drawn = many(LOGITS, processors.knobs([Settings(top_k=1)]), keys.row_key(0, "", 0), 97)
+    drawn = some(Settings(top_k=1), 97)
     assert set(drawn.token_B.tolist()) == {5}
     assert set(drawn.margin_B.tolist()) == {float("inf")}
     assert set(drawn.sampled_logprob_B.tolist()) == {0.0}
@@ -110,7 +115,7 @@ def test_one_token_left_to_draw_from_is_the_greedy_token():
     "settings", [Settings(), COMPOSITIONS[6], Settings(temperature=0)], ids=str
 )
 def test_both_log_probabilities_are_those_of_float64(settings):
-    drawn = many(LOGITS, processors.knobs([settings]), keys.row_key(1, "", 0), 53)
+    drawn = some(settings, 53)
     token_B = np.asarray(drawn.token_B)
     np.testing.assert_allclose(drawn.logprob_B, np.log(exact(Settings())[token_B]), atol=1e-6)
     if settings.temperature:
@@ -122,13 +127,13 @@ def test_both_log_probabilities_are_those_of_float64(settings):
 
 def test_the_margin_is_what_the_runner_up_lacks_with_noise_where_there_is_noise():
     settings = COMPOSITIONS[6]
-    drawn = many(LOGITS, processors.knobs([settings]), keys.row_key(1, "", 0), 31)
-    folded = keys.fold(jnp.broadcast_to(keys.row_key(1, "", 0), (31,)), jnp.arange(31))
+    drawn = some(settings, 31)
+    folded = keys.fold(jnp.broadcast_to(keys.row_key(0, "fit", 0), (31,)), jnp.arange(31))
     noise_BV = np.asarray(keys.gumbel(folded, 11), np.float64)
     with np.errstate(divide="ignore"):
         scores_BV = np.sort(np.log(exact(settings))[None] + noise_BV, axis=1)
     np.testing.assert_allclose(drawn.margin_B, scores_BV[:, -1] - scores_BV[:, -2], atol=2e-6)
-    greedy = many(LOGITS, processors.knobs([Settings(temperature=0)]), keys.row_key(1, "", 0), 3)
+    greedy = some(Settings(temperature=0), 3)
     assert greedy.margin_B.tolist() == [1.0] * 3
 
 

@@ -20,7 +20,7 @@ TEXT = (
     "the moon ganymede is located in the solar system, where it circles jupiter; it is larger than "
     "mercury. once upon a time there was a cat who sat on a mat and ate cake, not donuts or apples."
 )
-SHAPE = dict(context_length=67, layers=2, hidden=71)
+SHAPE = dict(context_length=61, layers=2, hidden=71)
 GPT2 = dict(
     position="learned",
     norm="layer",
