@@ -69,7 +69,7 @@ def decode_verb() -> int:
         completions = decode.generate(lm, requests, seed=_SEED.value)
         told = {r.id: (name, _text(lm, r)) for (name, _), r in zip(named, requests, strict=True)}
         report.completions_table((*told[c.id], c) for c in completions)
-    manifest.write(workdir, lm, requests, completions, seed=_SEED.value)
+    manifest.write(workdir, lm, requests, completions, seed=_SEED.value, prompts=_PROMPTS.value)
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
     return 0
 
@@ -175,16 +175,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """The verb, after the flags were read; every mistake is one line."""
     try:
         words = flags.FLAGS(argv)
-        _CONFIG.value  # noqa: B018  read now, so that what is wrong with it is told here
-    except (
-        flags.Error,
-        errors.BadInput,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that failed to load says so only when it is read
+    except Exception as error:  # of a flag, or of the person's config file, which may hold anything
         raise errors.BadInput(_complaint(error, argv)) from error
     if len(words) == 2 and words[1] in VERBS:
         return words
@@ -205,6 +198,9 @@ def _complaint(error: Exception, argv: Sequence[str]) -> str:
     Of an unknown config key, ml_collections tells its last name and perhaps a similar one.
     """
     text = re.sub(r"\s+", " ", str(error.args[0] if error.args else error)).strip()
+    missing = re.search(r"(\S+) \[Errno \d+\] (No such file|Is a directory)", text)
+    if missing:
+        return f"--config={missing.group(1)}: {missing.group(2)}; give a recipe such as configs/quickstart.py"
     unknown = re.match(r"\W*(\w+)\W*(?:n?Did you mean \W*(\w+).*)?$", text)
     if isinstance(error, AttributeError | KeyError) and unknown:
         word = unknown.group(1)
@@ -213,7 +209,10 @@ def _complaint(error: Exception, argv: Sequence[str]) -> str:
         )
         hint = f" (did you mean {unknown.group(2)!r}?)" if unknown.group(2) else ""
         return f"{flag}: the config has no key {word!r}{hint}"
-    return text.rstrip(".")
+    told = isinstance(error, flags.Error | errors.BadInput)
+    return (
+        text.rstrip(".") if told else f"the config cannot be read: {type(error).__name__}: {text}"
+    )
 
 
 def _usage() -> str:

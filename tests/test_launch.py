@@ -9,7 +9,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-TEXT = "The moon Ganymede circles Jupiter, and it is larger than Mercury. Cats eat cake, not donuts.\n"
+TEXT = (
+    "The moon Ganymede circles Jupiter, and it is larger than Mercury. Cats eat cake, not donuts.\n"
+)
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({{
         "model": {{"context_length": 32, "layers": 2, "width": 22, "heads": 1}},
-        "tokenizer": {{"vocab_size": 300}},
+        "tokenizer": {{"vocab_size": 290}},
         "data": {{"train": {train!r}, "valid": {valid!r}, "length": 31}},
         "train": {{"steps": 3, "batch_size": 8, "log_every": 1}},
         "decode": {{
@@ -48,7 +50,9 @@ def run(tmp_path_factory):
     """(directory of a trained run, path of its config)."""
     home = tmp_path_factory.mktemp("launch")
     (home / "train.txt").write_text(TEXT * 40)
-    (home / "valid.txt").write_text("Jupiter is a planet, and Mercury is one. The cake is a lie.\n" * 3)
+    (home / "valid.txt").write_text(
+        "Jupiter is a planet, and Mercury is one. The cake is a lie.\n" * 3
+    )
     config = home / "config.py"
     config.write_text(CONFIG.format(train=str(home / "train.txt"), valid=str(home / "valid.txt")))
     done = launch("train", f"--config={config}", f"--workdir={home / 'run'}")
@@ -59,10 +63,19 @@ def run(tmp_path_factory):
 def test_a_run_directory_holds_what_the_contract_lists(run):
     directory, _ = run
     names = {path.name for path in directory.iterdir()}
-    assert names >= {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "tokenizer", "samples.md"}
+    assert names >= {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "tokenizer",
+        "samples.md",
+    }
 
 
-def test_decode_writes_completions_that_replay_calls_identical_and_a_changed_file_is_named(run, tmp_path):
+def test_decode_writes_completions_that_replay_calls_identical_and_a_changed_file_is_named(
+    run, tmp_path
+):
     directory, _ = run
     decoded = launch("decode", f"--from={directory}", f"--workdir={tmp_path}")
     assert decoded.returncode == 0, decoded.stderr
@@ -73,7 +86,9 @@ def test_decode_writes_completions_that_replay_calls_identical_and_a_changed_fil
     replayed = launch("replay", f"--workdir={tmp_path}")
     assert replayed.returncode == 0, replayed.stderr
     assert "identical" in replayed.stdout
-    (tmp_path / "completions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    (tmp_path / "completions.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines[1:])
+    )
     changed = launch("replay", f"--workdir={tmp_path}")
     assert changed.returncode == 2
     assert "completions.jsonl" in changed.stderr
@@ -85,7 +100,11 @@ def test_decode_takes_settings_and_prompts_from_the_command_line(run, tmp_path):
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"prompt": "Cats", "id": "x", "settings": {"n": 2}}\n')
     done = launch(
-        "decode", f"--from={directory}", f"--workdir={tmp_path}", f"--prompts={prompts}", "--max_new_tokens=3"
+        "decode",
+        f"--from={directory}",
+        f"--workdir={tmp_path}",
+        f"--prompts={prompts}",
+        "--max_new_tokens=3",
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
@@ -103,7 +122,7 @@ def test_eval_prints_bits_per_byte_beside_xz(run):
 
 def test_inspect_draws_three_pictures_with_their_numbers(run):
     directory, _ = run
-    done = launch("inspect", f"--from={directory}")
+    done = launch("inspect", f"--from={directory}", "--prompt=The moon")
     assert done.returncode == 0, done.stderr
     for name in ("loss", "attention", "next_token"):
         assert (directory / "figures" / f"{name}.png").stat().st_size > 5000
@@ -116,10 +135,23 @@ def test_inspect_draws_three_pictures_with_their_numbers(run):
         (["trian"], "there is no verb 'trian' (did you mean 'train'?)"),
         (["train"], "train needs a recipe; add --config=configs/quickstart.py"),
         (["train", "--config={config}"], "this verb needs a directory; add --workdir=runs/NAME"),
-        (["train", "--config=nowhere.py"], "nowhere.py"),
-        (["train", "--config={config}", "--config.train.step=5"], "no key 'step' (did you mean 'steps'?)"),
+        (
+            ["train", "--config=nowhere.py"],
+            "--config=nowhere.py: No such file; give a recipe such as",
+        ),
+        (
+            ["train", "--config={broken}"],
+            "the config cannot be read: NameError: name 'oops' is not defined",
+        ),
+        (
+            ["train", "--config={config}", "--config.train.step=5"],
+            "no key 'step' (did you mean 'steps'?)",
+        ),
         (["train", "--config={config}", "--config.train.steps=abc"], "--config.train.steps=abc"),
-        (["train", "--config={config}", "--wordkir=x"], "Unknown command line flag 'wordkir'. Did you mean: workdir ?"),
+        (
+            ["train", "--config={config}", "--wordkir=x"],
+            "Unknown command line flag 'wordkir'. Did you mean: workdir ?",
+        ),
         (["train", "--config={config}", "more"], "'more' stands behind the verb"),
         (
             ["train", "--config={config}", "--workdir={run}", "--config.model.width=44"],
@@ -134,9 +166,18 @@ def test_inspect_draws_three_pictures_with_their_numbers(run):
             "nothing.txt",
         ),
         (["decode", "--from=nowhere"], "nowhere"),
-        (["decode", "--from={run}", "--prompt=a", "--temperature=-1"], "temperature is -1.0; it must be 0"),
-        (["decode", "--from={run}", "--prompt=a", "--top_p=1.5"], "top_p is 1.5; it must be above 0 and at most 1"),
-        (["decode", "--from={run}", "--prompt=a", "--top_k=few"], "--top_k is 'few'; it must be a number"),
+        (
+            ["decode", "--from={run}", "--prompt=a", "--temperature=-1"],
+            "temperature is -1.0; it must be 0",
+        ),
+        (
+            ["decode", "--from={run}", "--prompt=a", "--top_p=1.5"],
+            "top_p is 1.5; it must be above 0 and at most 1",
+        ),
+        (
+            ["decode", "--from={run}", "--prompt=a", "--top_k=few"],
+            "--top_k is 'few'; it must be a number",
+        ),
         (["decode", "--from={run}", "--prompt="], "empty prompt"),
         (["decode", "--from={run}", "--prompt=" + "cake " * 40], "the context window of 32"),
         (["decode", "--from={run}", "--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
@@ -148,7 +189,9 @@ def test_inspect_draws_three_pictures_with_their_numbers(run):
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, arguments, message):
     directory, config = run
     before = sorted(str(path) for path in directory.rglob("*"))
-    names = dict(run=directory, config=config, new=tmp_path / "new")
+    broken = tmp_path / "broken.py"
+    broken.write_text("oops")
+    names = dict(run=directory, config=config, new=tmp_path / "new", broken=broken)
     done = launch(*(argument.format(**names) for argument in arguments))
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
