@@ -70,7 +70,10 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(cores)
     jax.config.update("jax_platforms", "cpu")  # where the peer runs
     if (load := os.getloadavg()[0]) > cores / 4:
-        print(f"load average {load:.1f}: other programs run; do not quote these figures\n")
+        print(
+            f"load average {load:.1f}: other programs run, which slows torch's spinning threads most;\n"
+            "do not quote these figures (OMP_WAIT_POLICY=passive brings them nearer to a quiet machine's)\n"
+        )
     peer = make_peer(config)
     names = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
     params = jax.tree.map(jnp.asarray, hf.from_theirs("gpt2", config, names))
