@@ -34,7 +34,7 @@ quickstart: $(READY) ## tokenizer, training, evaluation, completions, pictures a
 	  '  decode/completions.jsonl and decode/manifest.json: the run that was just replayed' \
 	  '' 'Three commands to try next:' \
 	  '  $(RUN) launch.py decode --from=runs/quickstart --prompt="The with statement"' \
-	  '  $(RUN) launch.py decode --from=runs/quickstart --prompt="def " --config.decode.temperature=0.5' \
+	  '  $(RUN) launch.py decode --from=runs/quickstart --prompt="def " --temperature=0.5 --top_k=20 --n=3' \
 	  '  $(RUN) launch.py train --config=configs/quickstart.py --workdir=runs/mine --config.data.train=my.txt'
 
 test: lint types unit ## lint, types, and every test that needs no oracle

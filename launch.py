@@ -60,8 +60,9 @@ def decode_verb() -> int:
     source = _directory("from")
     lm = model.load(source)
     named = _requests(source)
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else source / "decode"
     requests = decode.requests(request for _, request in named)
+    name = f"{manifest.digest(requests)[:8]}-{_SEED.value}"  # the same request is the same record
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else source / "decode" / name
     if len(requests) == 1 and requests[0].settings.n == 1 and sys.stdout.isatty():
         pieces = decode.stream(lm, requests[0], seed=_SEED.value)
         completions = [report.completion_stream(_text(lm, requests[0]), pieces)]

@@ -64,7 +64,7 @@ def write(
         "batch_size": batch_size,
         "buckets": _buckets(),
         "settings": _settings(requests),
-        "requests": {"count": len(requests), "sha256": _digest_of(requests)},
+        "requests": {"count": len(requests), "sha256": digest(requests)},
         "completions": {
             "count": len(completions),
             "tokens": sum(len(done.tokens) for done in completions),
@@ -189,7 +189,7 @@ def _sha256(text: str | bytes) -> str:
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
-def _digest_of(requests: Iterable[Request]) -> str:
+def digest(requests: Iterable[Request]) -> str:
     """Of what was asked for, in order: ids, prompts and settings."""
     return _sha256(json.dumps([dataclasses.asdict(request) for request in requests]))
 
@@ -258,7 +258,7 @@ def _read_completions(
         row["margins"] = [math.inf if margin is None else margin for margin in row["margins"]]
         lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
         completions.append(Completion(**{**row, **lists}))
-    _same(path.with_name(MANIFEST), _digest_of(requests.values()), values["requests"]["sha256"])
+    _same(path.with_name(MANIFEST), digest(requests.values()), values["requests"]["sha256"])
     return list(requests.values()), completions
 
 
