@@ -117,9 +117,7 @@ def remove_tokenizer(workdir):
         (remove_tokenizer, "cannot read the tokenizer .*"),
     ],
 )
-def test_what_is_missing_or_changed_in_a_run_is_told_when_its_model_is_loaded(
-    run, change, message
-):
+def test_what_is_missing_or_changed_in_a_run_is_told_when_its_model_is_loaded(run, change, message):
     change(run)
     with pytest.raises(errors.BadInput, match=message) as caught:
         model.load(run)

@@ -222,7 +222,7 @@ def test_edited_completions_are_named(run, lm):
         manifest.replay(run, lm)
 
 
-def test_an_edited_digest_of_requests_is_named(run, lm):
+def test_an_editeddigest_requests_is_named(run, lm):
     edit(run, lambda values: values["requests"].update(sha256="0" * 64))
     with refused(re.escape(f"{run / 'manifest.json'} changed since the manifest was written")):
         manifest.replay(run, lm)
