@@ -306,6 +306,12 @@ def test_code_keeps_its_lines_and_final_line_breaks_are_seen():
     assert body == ["def f(x):", "▸    if x:", "", "        return [bold]x⏎⏎"]
 
 
+def test_blanks_at_the_end_are_seen_and_counted():
+    text = printed(report.completions_table, [row("greedy", "p", " x  \n\t" + 48 * " ")])
+    assert "p▸ x··⏎⇥·×48" in text
+    assert "p▸·×48" in printed(report.completions_table, [row("greedy", "p", 48 * " ")])
+
+
 def test_long_text_wraps_to_the_width_and_nothing_is_lost():
     words = [f"w{i}" for i in range(97)]
     text = printed(report.completions_table, [row("greedy", "p", " ".join(words))], width=43)
