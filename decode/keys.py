@@ -84,11 +84,15 @@ def gumbel(keys_B: jax.Array, vocabulary: int) -> jax.Array:
 
 
 def noise(words: jax.Array) -> jax.Array:
-    """Standard Gumbel numbers from random words [..., 2]: -log(-log(1 - u)), u fine where the noise is large."""
+    """Standard Gumbel numbers from random words [..., 2]."""
+    return -jnp.log(-jnp.log1p(-uniform(words)))
+
+
+def uniform(words: jax.Array) -> jax.Array:
+    """Numbers above 0 and below 1 from random words [..., 2], finest near 0: the smallest is 2^-47."""
     high, low = words[..., 0] >> 9, words[..., 1] >> 9
     fine = _scaled(high, 2.0**-23) + _scaled(2 * low + 1, 2.0**-47)
-    coarse = _scaled(2 * high + 1, 2.0**-24)
-    return -jnp.log(-jnp.log1p(-jnp.where(high < 2**22, fine, coarse)))
+    return jnp.where(high < 2**22, fine, _scaled(2 * high + 1, 2.0**-24))
 
 
 def _scaled(whole: jax.Array, unit: float) -> jax.Array:

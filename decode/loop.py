@@ -20,6 +20,8 @@ from model import cache
 class State(struct.PyTreeNode):
     """A batch in the middle of decoding. The first axis of every leaf is the row; S is slots, one per position.
 
+    What stands at or beyond a row's length is leftovers.
+
     Attributes:
         tokens_BS: int32, prompt and continuation; the token at position p stands in slot p.
         lengths_B: int32, tokens held so far.
@@ -103,8 +105,7 @@ def step(net: nn.Module, params: Any, state: State) -> State:
     )
 
     def record(kept_BS: jax.Array, new_B: jax.Array) -> jax.Array:
-        slots_B = jnp.where(going_B, state.lengths_B, kept_BS.shape[1])
-        return kept_BS.at[rows, slots_B].set(new_B, mode="drop")
+        return kept_BS.at[rows, state.lengths_B].set(new_B, mode="drop")
 
     lengths_B = state.lengths_B + going_B.astype(jnp.int32)
     ended_B = (drawn.token_B == state.ends_B) | (lengths_B >= state.limits_B)

@@ -182,6 +182,24 @@ def test_on_token_sees_every_token_as_it_comes_and_changes_nothing(llama, alone)
         assert "".join(text for _, text in mine) == c.text
 
 
+def test_a_character_comes_in_one_piece_and_half_a_character_at_the_end_is_told_as_such():
+    """The tokens are the three bytes of a euro sign, an `a`, and two bytes of another."""
+    words = tiny.words()
+    sign = words.encode("€")
+    assert len(sign) == 3
+    tokens = [*sign, *words.encode("a"), *sign[:2]]
+    table = 9 * np.eye(words.vocab_size)[[0, *tokens]]
+    lm = dataclasses.replace(tiny.scripted(by_position=table), tokenizer=words)
+    settings = Settings(max_new_tokens=len(tokens), temperature=0)
+    *pieces, done = decode.stream(lm, [0, 0], settings, seed=0)
+    assert done.tokens == tuple(tokens)
+    assert pieces == ["€", "a", "\ufffd"]
+    heard = []
+    decode.generate(lm, [[0, 0]], settings, seed=0, on_token=lambda *what: heard.append(what[3]))
+    assert heard == ["", "", "€", "a", "", "\ufffd"]
+    assert done.text == "€a\ufffd"
+
+
 def test_an_id_of_digits_is_the_number(llama):
     text, number = (decode.generate(llama, [Request([9], id=i)], seed=0)[0] for i in ("5", 5))
     assert text.logprobs == number.logprobs

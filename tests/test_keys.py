@@ -51,12 +51,17 @@ def reference_key(seed, request_id, sample, position, stream):
     return key
 
 
+def reference_uniform(a, b):
+    """The page's formula: sums and products of float64 are exact here, and the only rounding is the last."""
+    high, low = (np.asarray(word, np.uint64) >> np.uint64(9) for word in (a, b))
+    high, low = high.astype(np.float64), low.astype(np.float64)
+    fine = high * 2.0**-23 + (2 * low + 1) * 2.0**-47
+    return np.where(high < 2**22, fine, (2 * high + 1) * 2.0**-24).astype(np.float32)
+
+
 def reference_noise(key, vocabulary):
-    a, b = threefry(key, (0, np.arange(vocabulary)))
-    high, low = (a >> np.uint64(9)).astype(np.float64), (b >> np.uint64(9)).astype(np.float64)
-    fine = (high * 2.0**-23 + (2 * low + 1) * 2.0**-47).astype(np.float32).astype(np.float64)
-    uniform = np.where(high < 2**22, fine, (2 * high + 1) * 2.0**-24)
-    return -np.log(-np.log1p(-uniform))
+    words = threefry(key, (0, np.arange(vocabulary)))
+    return -np.log(-np.log1p(-reference_uniform(*words).astype(np.float64)))
 
 
 def vectors():
@@ -230,11 +235,23 @@ def test_the_tail_is_as_heavy_as_it_should_be_where_the_default_of_jax_has_none(
     assert float(low(jax.random.split(jax.random.key(1, impl="threefry2x32"), 17)).max()) < 16
 
 
+EXTREME = np.array(
+    [[0, 0], [2**32 - 1, 2**32 - 1], [2**31 - 1, 2**32 - 1], [2**31, 0], [2**30, 2**32 - 1]],
+    np.uint32,
+)
+
+
+def test_uniform_numbers_are_the_bits_that_the_page_says():
+    words = np.random.RandomState(0).randint(0, 2**32, (10_007, 2), np.uint64).astype(np.uint32)
+    words[: len(EXTREME)] = EXTREME
+    words[1000:2000, 0] >>= 21
+    ours = np.asarray(keys.uniform(jnp.asarray(words)))
+    assert (ours == reference_uniform(words[:, 0], words[:, 1])).all()
+    assert (ours > 0).all()
+    assert (ours < 1).all()
+
+
 def test_the_largest_noise_is_above_32_and_all_of_it_is_finite():
-    extreme = np.array(
-        [[0, 0], [2**32 - 1, 2**32 - 1], [2**31 - 1, 2**32 - 1], [2**31, 0]], np.uint32
-    )
-    noise = np.asarray(keys.noise(jnp.asarray(extreme)))
-    np.testing.assert_allclose(
-        noise, [47 * np.log(2), -np.log(24 * np.log(2)), *[-np.log(np.log(2))] * 2], rtol=1e-6
-    )
+    noise = np.asarray(keys.noise(jnp.asarray(EXTREME[:4])))
+    low, middle = -np.log(24 * np.log(2)), -np.log(np.log(2))
+    np.testing.assert_allclose(noise, [47 * np.log(2), low, middle, middle], rtol=1e-6)

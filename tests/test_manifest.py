@@ -107,11 +107,19 @@ def test_writing_the_same_run_twice_writes_the_same_bytes(run, lm, completions):
     assert sorted(before) == ["completions.jsonl", "manifest.json"]
 
 
-def test_a_batch_size_of_ones_own_is_replayed_with_it(tmp_path, lm):
+def test_a_seed_and_batch_size_of_ones_own_are_replayed(tmp_path, lm, monkeypatch):
     asked = decode.requests(REQUESTS)
-    done = decode.generate(lm, asked, seed=2**50, batch_size=3)
-    manifest.write(tmp_path, lm, asked, done, seed=2**50, batch_size=3)
+    done = decode.generate(lm, asked, seed=2**50, batch_size=5)
+    manifest.write(tmp_path, lm, asked, done, seed=2**50, batch_size=5)
+    calls = []
+
+    def listen(*args, **kwargs):
+        calls.append(kwargs)
+        return decode.generate(*args, **kwargs)
+
+    monkeypatch.setattr(manifest.batch, "generate", listen)
     assert manifest.replay(tmp_path, lm).identical
+    assert calls == [dict(seed=2**50, batch_size=5)]
 
 
 def test_a_run_moves_with_its_model_and_the_model_is_loaded_from_there(
