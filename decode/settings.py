@@ -80,6 +80,8 @@ class Request:
             raise errors.BadInput(f"{name}: an id must be text or a whole number")
         if isinstance(self.id, numbers.Integral):
             object.__setattr__(self, "id", int(self.id))
+        elif self.id and any("\ud800" <= letter <= "\udfff" for letter in self.id):
+            raise errors.BadInput(f"{name}: an id must be Unicode text; remove the lone surrogate")
         if not isinstance(self.settings, Settings):
             raise errors.BadInput(f"{name} has settings {self.settings!r}; they must be a Settings")
         if isinstance(self.prompt, str):

@@ -71,6 +71,7 @@ def test_a_setting_out_of_range_is_refused_in_one_line(wrong, message):
         (dict(prompt=[1, "b"]), "a request has prompt [1, 'b']; it must be text"),
         (dict(prompt=[1.0], id="x"), "request 'x' has prompt [1.0]; it must be text"),
         (dict(prompt="a", id=1.5), "request 1.5: an id must be text or a whole number"),
+        (dict(prompt="a", id="x\ud800"), "request 'x\\ud800': an id must be Unicode text"),
         (dict(prompt="a", settings={}), "a request has settings {}; they must be a Settings"),
     ],
 )
