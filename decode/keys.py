@@ -66,9 +66,8 @@ def token_key(
     >>> jax.random.key_data(token_key(0, "0", 0, 5)).tolist()
     [3058293226, 253885349]
     """
-    return fold(row_key(seed, request_id, sample)[None], jnp.array([position], jnp.uint32), stream)[
-        0
-    ]
+    positions_B = jnp.array([position], jnp.uint32)
+    return fold(row_key(seed, request_id, sample)[None], positions_B, stream)[0]
 
 
 def gumbel(keys_B: jax.Array, vocabulary: int) -> jax.Array:
@@ -76,7 +75,7 @@ def gumbel(keys_B: jax.Array, vocabulary: int) -> jax.Array:
 
     Entry v of a row depends on the row's key and v alone: its bits are the two words of the key folded with v. So
     padding the vocabulary, or computing a few entries only, changes nothing. 46 bits reach a Gumbel value of 32; 23
-    bits, the default of `jax.random.gumbel`, end at 16 and never draw what lies 17 nats below the top.
+    bits, the default of `jax.random.gumbel`, end at 16 and all but never draw what lies 19 nats below the top.
     """
     ids_V = jnp.arange(vocabulary, dtype=jnp.uint32)
     each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
