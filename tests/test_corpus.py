@@ -7,7 +7,7 @@ import random
 import pytest
 
 from model import errors
-from train import corpus
+from train import corpus, documents
 
 WORDS = [f"word{number}" for number in range(997)]
 
@@ -136,10 +136,28 @@ def test_the_digest_changes_with_whatever_changes_the_documents(tmp_path):
     assert corpus.load(path).digest == digests[0]
 
 
+@pytest.mark.parametrize("between", ["\n\n", "\n"])
+def test_a_single_ordinary_text_file_is_parted_into_training_and_held_out_text(tmp_path, between):
+    texts = [*TEXTS, *(f"{word}." for word in WORDS[:37])]
+    path = tmp_path / "my.txt"
+    path.write_text(between.join(texts))
+    one, again = (corpus.load(str(path)) for _ in range(2))
+    assert list(one.held_out_documents) == below(texts, 0.05)
+    assert list(one.texts()) == [text for text in texts if text not in below(texts, 0.05)]
+    assert one.held_out_documents == again.held_out_documents and one.digest == again.digest
+    digests = {
+        corpus.load({"path": str(path), "split": split}).digest for split in documents.SPLITS
+    }
+    assert one.digest in digests and len(digests) == 4
+
+
 def test_no_document_in_the_held_out_share_is_refused(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(text(0))
-    message = r"none of the 1 documents of data\.train fell into the held-out share 0\.05; name files in data\.valid"
+    message = (
+        r"none of the 1 documents of data\.train fell into the held-out share 0\.05; name files in data\.valid, "
+        r".*\(a single text file is parted by itself"
+    )
     with pytest.raises(errors.BadInput, match=message):
         list(corpus.load(str(path)).texts())
 

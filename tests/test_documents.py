@@ -39,10 +39,30 @@ def test_a_text_file_is_one_document_or_its_lines_or_its_paragraphs(
     assert read(write(tmp_path / name, STANZAS), split=split) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (STANZAS, ["Io\nEuropa", "Ganymede\r\nis large"]),
+        ("\n\nIo\r\nEuropa\nis icy\n\n", ["Io", "Europa", "is icy"]),
+        ("Io", ["Io"]),
+        ("I\n\n.\n\n", ["I", "."]),
+    ],
+)
+@pytest.mark.parametrize("name", ["moons.txt", "moons.txt.gz"])
+def test_a_single_text_file_is_parted_and_the_files_of_a_directory_are_not(
+    tmp_path, name, text, expected
+):
+    path = write(tmp_path / "moons" / name, text)
+    assert read(path) == read(path, split="auto") == expected
+    assert read(path.parent) == read(f"{path.parent}/*.tx*") == [text]
+    assert read(path.parent, split="line") == read(path, split="line")
+
+
 def test_only_a_line_feed_ends_a_line_and_a_byte_order_mark_is_no_text(tmp_path):
     path = write(tmp_path / "a.txt", "\ufeffone\u2028still one\x85\x0c\ntwo")
     assert read(path, split="line") == ["one\u2028still one\x85\x0c", "two"]
-    assert read(path) == ["one\u2028still one\x85\x0c\ntwo"]
+    assert read(path) == ["one\u2028still one\x85\x0c", "two"]
+    assert read(path, split="file") == ["one\u2028still one\x85\x0c\ntwo"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson.gz"])
@@ -61,7 +81,7 @@ def test_a_table_gives_the_named_column_or_the_one_with_that_number(tmp_path, na
 
 def test_format_overrules_the_suffix(tmp_path):
     path = write(tmp_path / "a.txt", '{"text": "Io"}\n')
-    assert read(path) == ['{"text": "Io"}\n']
+    assert read(path) == ['{"text": "Io"}']
     assert read(path, format="jsonl") == ["Io"]
 
 
@@ -105,7 +125,7 @@ def test_a_config_names_sources_by_path_mapping_or_list():
         ),
         (
             {"path": "a", "split": "word"},
-            r"split of data source a is 'word'.* file, line, paragraph",
+            r"split of data source a is 'word'.* auto, file, paragraph, line$",
         ),
         (
             {"path": "a", "weight": 0},
@@ -202,6 +222,16 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path):
         read(tmp_path / "*.md")
 
 
+def test_a_directory_or_a_far_name_is_no_suggestion(tmp_path):
+    for name in ("opt", "nope", "nose.txt.orig.bak"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "note.md", "Io")
+    for name in ("nope.txt", "nop", "/nope.txt"):
+        path = name if name.startswith("/") else tmp_path / name
+        with pytest.raises(errors.BadInput, match=r"nop\S* does not exist; check the path$"):
+            read(path)
+
+
 def test_an_empty_directory_is_refused(tmp_path):
     with pytest.raises(errors.BadInput, match="holds no file"):
         read(tmp_path)
@@ -240,7 +270,9 @@ def test_the_digest_follows_the_content_and_the_reading_but_not_the_place(tmp_pa
     original = digest(first)
     assert digest(write(tmp_path / "two" / "b.txt", "Io")) == original
     assert digest(first, weight=2.0) == original
-    assert digest(first, split="line") != original
+    splits = [digest(first, split=split) for split in documents.SPLITS]
+    assert splits[0] == original and len(set(splits)) == len(documents.SPLITS)
+    assert digest(first.parent) == digest(first.parent, split="file") != original
     assert digest(write(tmp_path / "one" / "a.txt", "Io ")) != original
     assert digest(write(tmp_path / "a.jsonl", "Io")) != original
     assert re.fullmatch("[0-9a-f]{64}", digest("python-prose"))

@@ -124,7 +124,8 @@ def _survey_hashed(corpus: Corpus) -> _Survey:
         total = sum(map(len, fates))
         raise errors.BadInput(
             f"none of the {total} documents of data.train fell into the held-out share {corpus.held_out}; "
-            "name files in data.valid, raise data.held_out, or set split to 'line' or 'paragraph'"
+            "name files in data.valid, raise data.held_out, or set split of the source to 'paragraph' or 'line' "
+            "(a single text file is parted by itself, the files of a directory are not)"
         )
     longest_first = sorted(
         range(len(chosen)), key=lambda number: (-len(chosen[number]), chosen[number])

@@ -6,6 +6,7 @@ every CPython carries. What cannot be read is told in one line with the file and
 
 import ast
 import dataclasses
+import difflib
 import functools
 import glob
 import gzip
@@ -24,7 +25,7 @@ from typing import Any
 from model import errors
 
 FORMATS = ("auto", "text", "jsonl", "tsv")
-SPLITS = ("file", "line", "paragraph")
+SPLITS = ("auto", "file", "paragraph", "line")
 EMBEDDED = ("python", "python-prose", "python-code")
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv"}
@@ -46,14 +47,16 @@ class Source:
     `weight` is the share of the training rows against the other sources; without weights every row of
     every source comes once per epoch. `field` names the field of a JSON line or the column of a TSV file
     (a number counts columns from 0 in a file without a header). `split` says what one document of a
-    text file is.
+    text file is: the file, each paragraph (blank lines part them), or each line. "auto" takes the files
+    of a directory or a glob whole, and parts a single file, so that some of it can be held out: into
+    paragraphs, or into lines where there is only one paragraph.
     """
 
     path: str
     weight: float | None = None
     format: str = "auto"
     field: str = "text"
-    split: str = "file"
+    split: str = "auto"
 
     def __post_init__(self):
         for name, known in (("format", FORMATS), ("split", SPLITS)):
@@ -110,7 +113,8 @@ def read(source: Source) -> Iterator[str]:
 
 def digest(source: Source) -> str:
     """SHA-256 of how a source is read and of its files' bytes; not of where they lie."""
-    hashed = hashlib.sha256(json.dumps(dataclasses.astuple(source)[2:]).encode())
+    reading = [source.format, source.field, _split(source)]
+    hashed = hashlib.sha256(json.dumps(reading).encode())
     embedded = source.path in EMBEDDED
     if embedded:
         hashed.update(json.dumps([source.path, _SHORTEST, _LONGEST, _topics()]).encode())
@@ -145,10 +149,30 @@ def _paths(source: Source) -> list[pathlib.Path]:
             if os.path.isfile(found)
         ]
     if not files:
-        beside = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = errors.nearest(path.name, beside) or errors.nearest(source.path, EMBEDDED)
+        hint = _similar(path.name, _beside(path)) or errors.nearest(source.path, EMBEDDED)
         raise errors.BadInput(f"data file {source.path} does not exist{hint}; check the path")
     return sorted(files, key=lambda found: found.as_posix())
+
+
+def _beside(path: pathlib.Path) -> list[str]:
+    """The names of the files in a path's directory; of none where we may not look."""
+    try:
+        return [found.name for found in path.parent.iterdir() if found.is_file()]
+    except OSError:
+        return []
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    """As errors.nearest, but strict: a directory's files are no list of what could have been meant."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return errors.nearest(name, close)
+
+
+def _split(source: Source) -> str:
+    """What one document of a text file is; "auto" is left for a single file, which has to be read to know."""
+    if source.split == "auto" and not pathlib.Path(source.path).expanduser().is_file():
+        return "file"
+    return source.split
 
 
 def _format(path: pathlib.Path, source: Source) -> str:
@@ -174,12 +198,20 @@ def _read_file(path: pathlib.Path, source: Source) -> Iterator[str]:
 
 
 def _read_text(path: pathlib.Path, file: Iterable[bytes], source: Source) -> Iterator[str]:
-    """Documents of a text file: the file, its lines, or its paragraphs."""
-    if source.split == "line":
+    """Documents of a text file: the file, its paragraphs, or its lines."""
+    split = _split(source)
+    if split == "line":
         yield from (line for _, line in _lines(path, file))
         return
     text = _decode(path, b"".join(file), 0).removeprefix("\ufeff")
-    yield from [text] if source.split == "file" else re.split(r"\n\s*\n", text)
+    if split == "file":
+        yield text
+        return
+    paragraphs = re.split(r"\n\s*\n", text)
+    if split == "auto" and sum(1 for paragraph in paragraphs if paragraph.strip()) < 2:
+        yield from (line.removesuffix("\r") for line in text.split("\n"))
+    else:
+        yield from paragraphs
 
 
 def _read_jsonl(path: pathlib.Path, file: Iterable[bytes], source: Source) -> Iterator[str]:
