@@ -7,10 +7,20 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a group of keys",
+    type(None): "nothing",
+}
 
 
 class BadInput(ValueError):
@@ -24,17 +34,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Makes the dataclass `cls` from a mapping, refusing unknown keys and wrongly typed values.
+    """Makes the dataclass `cls` from a mapping, refusing what is none, unknown keys and wrongly typed values.
 
     `where` is how the person addresses these values, such as `config.model`; it opens every message. Whole numbers
     are accepted for floats and lists for tuples, because JSON and command lines cannot tell them apart.
     """
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{where} is {values!r}; it must be a group of keys")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             raise BadInput(
-                f"{where} has no key {key!r}{nearest(key, fields)}; known keys: {', '.join(fields)}"
+                f"{where} has no key {key!r}{nearest(str(key), fields)}; known keys: {', '.join(fields)}"
             )
     missing = [
         name
@@ -62,12 +74,35 @@ def _typed(where: str, value: Any, hint: Any) -> Any:
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if origin is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+            return _elements(where, value, option)
+        if origin is dict and isinstance(value, Mapping):
+            return _entries(where, value, option)
         if origin is int and isinstance(value, bool):
             continue
         if isinstance(origin, type) and isinstance(value, origin):
             return value
-    wanted = " or ".join(
-        "nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options
-    )
+    wanted = " or ".join(_words(option) for option in options)
     raise BadInput(f"{where} is {value!r} ({type(value).__name__}); it must be {wanted}")
+
+
+def _elements(where: str, values: Sequence[Any], hint: Any) -> tuple[Any, ...]:
+    """A list as `tuple[X, ...]`, each element checked."""
+    kind = (*typing.get_args(hint), Any)[0]
+    return tuple(_typed(f"{where}[{i}]", value, kind) for i, value in enumerate(values))
+
+
+def _entries(where: str, values: Mapping[Any, Any], hint: Any) -> dict[Any, Any]:
+    """A mapping as `dict[str, X]`, each key and value checked."""
+    kind = (*typing.get_args(hint), Any, Any)[1]
+    for key in values:
+        if not isinstance(key, str):
+            raise BadInput(f"{where} has key {key!r} ({type(key).__name__}); a key must be text")
+    return {key: _typed(f"{where}.{key}", value, kind) for key, value in values.items()}
+
+
+def _words(kind: Any) -> str:
+    """An annotated type, as a person would say it."""
+    origin = typing.get_origin(kind) or kind
+    if dataclasses.is_dataclass(origin):
+        return "a group of keys"
+    return WORDS.get(origin) or getattr(origin, "__name__", str(origin))

@@ -10,6 +10,13 @@ from model import errors
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """A group within the group."""
+
+    depth: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """One field for each kind of annotation that a config uses."""
 
@@ -21,6 +28,7 @@ class Recipe:
     sizes: tuple[int, ...] = ()
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     extra: Any = None
+    part: Part | None = None
 
     def __post_init__(self):
         if self.steps < 1:
@@ -65,6 +73,24 @@ def test_a_whole_number_becomes_a_float_and_a_list_becomes_a_tuple():
     assert recipe.sizes == (7, 11)
 
 
+def test_elements_become_what_their_annotation_says():
+    weights = build(steps=3, weights={"a": 2}).weights
+    assert weights == {"a": 2.0} and isinstance(weights["a"], float)
+    assert build(steps=3, part=Part(5)).part == Part(5)
+
+
+@pytest.mark.parametrize("values", [5, "steps", ["steps"], None])
+def test_what_is_no_group_of_keys_is_refused(values):
+    message = f"config.recipe is {values!r}; it must be a group of keys"
+    with pytest.raises(errors.BadInput, match=f"^{re.escape(message)}$"):
+        errors.build(Recipe, values, "config.recipe")
+
+
+def test_a_key_that_is_no_text_is_refused():
+    with pytest.raises(errors.BadInput, match="^config.recipe has no key 5; known keys: steps, "):
+        errors.build(Recipe, {"steps": 3, 5: 1}, "config.recipe")
+
+
 def test_nothing_is_accepted_where_nothing_is_an_option():
     assert build(steps=3, limit=None).limit is None
 
@@ -75,32 +101,51 @@ def test_nothing_is_accepted_where_nothing_is_an_option():
         (
             dict(steps=3, rat=0.1),
             "config.recipe has no key 'rat' (did you mean 'rate'?); "
-            "known keys: steps, rate, name, warm, limit, sizes, weights, extra",
+            "known keys: steps, rate, name, warm, limit, sizes, weights, extra, part",
         ),
         (
             dict(steps=3, zzzz=1),
             "config.recipe has no key 'zzzz'; "
-            "known keys: steps, rate, name, warm, limit, sizes, weights, extra",
+            "known keys: steps, rate, name, warm, limit, sizes, weights, extra, part",
         ),
         (dict(rate=0.1), "config.recipe lacks steps; add it to the config"),
-        (dict(steps="3"), "config.recipe.steps is '3' (str); it must be int"),
-        (dict(steps=3.0), "config.recipe.steps is 3.0 (float); it must be int"),
-        (dict(steps=True), "config.recipe.steps is True (bool); it must be int"),
-        (dict(steps=None), "config.recipe.steps is None (NoneType); it must be int"),
-        (dict(steps=3, rate="fast"), "config.recipe.rate is 'fast' (str); it must be float"),
-        (dict(steps=3, rate=True), "config.recipe.rate is True (bool); it must be float"),
-        (dict(steps=3, warm=1), "config.recipe.warm is 1 (int); it must be bool"),
-        (dict(steps=3, name=5), "config.recipe.name is 5 (int); it must be str"),
+        (dict(steps="3"), "config.recipe.steps is '3' (str); it must be a whole number"),
+        (dict(steps=3.0), "config.recipe.steps is 3.0 (float); it must be a whole number"),
+        (dict(steps=True), "config.recipe.steps is True (bool); it must be a whole number"),
+        (dict(steps=None), "config.recipe.steps is None (NoneType); it must be a whole number"),
+        (dict(steps=3, rate="fast"), "config.recipe.rate is 'fast' (str); it must be a number"),
+        (dict(steps=3, rate=True), "config.recipe.rate is True (bool); it must be a number"),
+        (dict(steps=3, warm=1), "config.recipe.warm is 1 (int); it must be true or false"),
+        (dict(steps=3, name=5), "config.recipe.name is 5 (int); it must be text"),
         (
             dict(steps=3, limit="no"),
-            "config.recipe.limit is 'no' (str); it must be int or nothing",
+            "config.recipe.limit is 'no' (str); it must be a whole number or nothing",
         ),
         (
             dict(steps=3, limit=True),
-            "config.recipe.limit is True (bool); it must be int or nothing",
+            "config.recipe.limit is True (bool); it must be a whole number or nothing",
         ),
-        (dict(steps=3, sizes=7), "config.recipe.sizes is 7 (int); it must be tuple"),
-        (dict(steps=3, weights=[1]), "config.recipe.weights is [1] (list); it must be dict"),
+        (dict(steps=3, sizes=7), "config.recipe.sizes is 7 (int); it must be a list"),
+        (
+            dict(steps=3, weights=[1]),
+            "config.recipe.weights is [1] (list); it must be a group of keys",
+        ),
+        (
+            dict(steps=3, sizes=[7, "x"]),
+            "config.recipe.sizes[1] is 'x' (str); it must be a whole number",
+        ),
+        (
+            dict(steps=3, weights={"a": 1, "b": "2"}),
+            "config.recipe.weights.b is '2' (str); it must be a number",
+        ),
+        (
+            dict(steps=3, weights={5: 1.0}),
+            "config.recipe.weights has key 5 (int); a key must be text",
+        ),
+        (
+            dict(steps=3, part=5),
+            "config.recipe.part is 5 (int); it must be a group of keys or nothing",
+        ),
         (dict(steps=0), "recipe.steps is 0; it must be at least 1"),
     ],
 )

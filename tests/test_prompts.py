@@ -46,7 +46,7 @@ def test_a_line_is_a_request_and_its_settings_go_before_the_defaults():
         ),
         (
             ['{"prompt": "a", "settings": {"top_k": "x"}}'],
-            "p.jsonl line 1, settings.top_k is 'x' .str.; it must be int",
+            "p.jsonl line 1, settings.top_k is 'x' .str.; it must be a whole number",
         ),
         (
             ['{"prompt": 7}'],

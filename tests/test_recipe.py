@@ -74,7 +74,10 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
             r"config has no key 'trian' \(did you mean 'train'\?\); known keys: model, ",
         ),
         ({"train": {"step": 3}}, r"config.train has no key 'step' \(did you mean 'steps'\?\)"),
-        ({"train": {"steps": "11"}}, r"config.train.steps is '11' \(str\); it must be int"),
+        (
+            {"train": {"steps": "11"}},
+            r"config.train.steps is '11' \(str\); it must be a whole number",
+        ),
         ({"train": {"steps": None}}, "config.train lacks steps; add it to the config"),
         ({"train": {"keep": 0}}, "config.train.keep is 0; it must be at least 1"),
         ({"train": {"save_every": -1}}, "config.train.save_every is -1; it must be at least 0"),
@@ -87,6 +90,31 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
             "model.heads=3 does not divide model.width=28; change one of them",
         ),
         ({"model": {"haeds": 3}}, r"config.model has no key 'haeds' \(did you mean 'heads'\?\)"),
+        (
+            {"model": {"vocab_size": "x"}},
+            r"config.model.vocab_size is 'x' \(str\); it must be a whole number",
+        ),
+        ({"model": {"vocab_size": 0}}, "model.vocab_size is 0; it must be at least 1"),
+        (
+            {"decode": {"settings": {"greedy": 5}}},
+            "^config.decode.settings.greedy is 5; it must be a group of keys$",
+        ),
+        (
+            {"decode": {"settings": 5}},
+            r"^config.decode.settings is 5 \(int\); it must be a group of keys$",
+        ),
+        (
+            {"decode": {"prompts": ("a", 5)}},
+            r"^config.decode.prompts\[1\] is 5 \(int\); it must be text$",
+        ),
+        (
+            {"decode": {"prompts": "a"}},
+            r"^config.decode.prompts is 'a' \(str\); it must be a list$",
+        ),
+        (
+            {"runtime": {"mesh": {"data": "2"}}},
+            r"^config.runtime.mesh.data is '2' \(str\); it must be a whole number$",
+        ),
         ({"model": 3}, "config.model is 3; it must be a group of keys"),
         (
             {"tokenizer": {"path": "elsewhere"}},
@@ -116,7 +144,7 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
             r"config.decode.settings.x has no key 'top_q'",
         ),
         ({"decode": {"settings": {"x": {"top_p": 1.5}}}}, "top_p is 1.5; it must be above 0"),
-        ({"seed": "5"}, r"config.seed is '5' \(str\); it must be int"),
+        ({"seed": "5"}, r"config.seed is '5' \(str\); it must be a whole number"),
     ],
 )
 def test_a_wrong_config_is_told_in_one_line(change, message):

@@ -175,13 +175,15 @@ class Recipe:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The weights of the model over a vocabulary of `vocab_size` pieces, unless the config asks for more."""
-        wanted = self.model.get("vocab_size") or vocab_size
-        if wanted < vocab_size:
+        wanted = self.model.get("vocab_size")
+        values = {**self.model, "vocab_size": vocab_size if wanted is None else wanted}
+        built = errors.build(ModelConfig, values, "config.model")
+        if built.vocab_size < vocab_size:
             raise errors.BadInput(
                 f"config.model.vocab_size is {wanted}, and the tokenizer has {vocab_size} pieces; "
                 "leave it out or raise it"
             )
-        return errors.build(ModelConfig, {**self.model, "vocab_size": wanted}, "config.model")
+        return built
 
 
 def from_config(config: Mapping[str, Any]) -> Recipe:
