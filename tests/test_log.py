@@ -126,6 +126,15 @@ def test_samples_are_markdown_that_no_text_can_break(tmp_path):
         """)
 
 
+def test_blanks_at_the_end_of_a_sample_are_seen(tmp_path):
+    record = log.Record(tmp_path, 0)
+    record.samples(3, {"greedy": [("p", 48 * " "), ("q ", " x  \n\t"), ("", "\n")]})
+    record.close()
+    samples = (tmp_path / "samples.md").read_text()
+    assert "    [p]·×48\n\n    [q ] x··⏎⇥\n\n    []⏎\n" in samples
+    assert all(line == line.rstrip() for line in samples.splitlines())
+
+
 def test_a_full_disk_is_said_in_one_line_and_leaves_valid_files(tmp_path):
     """A real refusal: no file of the child may grow beyond 2,000 bytes."""
     program = """

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
 from model import errors
+from train import visible
 
 # Blue and vermilion of Okabe & Ito (2008), which people with any colour vision tell apart; the rest is grey.
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -47,7 +48,6 @@ STYLE: dict[str, Any] = {
 }
 TITLE: dict[str, Any] = {"size": 11.5, "weight": "bold"}
 LABEL: dict[str, Any] = {"size": 8}
-VISIBLE = {" ": "·", "\u2581": "·", "\n": "⏎", "\t": "⇥"}
 LONGEST_LABEL = 14
 DENSEST, COARSEST, WIDEST = (
     160,
@@ -305,8 +305,8 @@ def _glyphs() -> frozenset[int]:
 
 def _shown(letter: str) -> str:
     """The letter, a sign for a blank, or an escape for a control and for what the font cannot draw."""
-    if letter in VISIBLE:
-        return VISIBLE[letter]
+    if letter in visible.SIGNS:
+        return visible.SIGNS[letter]
     if unicodedata.category(letter)[0] in "CZ" or ord(letter) not in _glyphs():
         return letter.encode("unicode_escape").decode()
     return letter

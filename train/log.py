@@ -16,6 +16,7 @@ from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
 from model import checkpoint, errors
+from train import visible
 
 SILENCE = 10  # seconds after which plain output says that work goes on
 
@@ -69,12 +70,16 @@ class Record:
             raise self._unwritten(error) from error
 
     def samples(self, step: int, texts: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-        """Appends completions to `samples.md`: per name of their settings, pairs of prompt and text."""
+        """Appends completions to `samples.md`: per name of their settings, pairs of prompt and text.
+
+        Blanks at the end of a text are shown as signs, for nobody would see them.
+        """
         lines = [f"## step {step}", ""]
         for name, pairs in texts.items():
             lines += [f"### {name}", ""]
             for prompt, text in pairs:
-                lines += [textwrap.indent(_visible(f"[{prompt}]{text}"), "    "), ""]
+                body, end = visible.ending(text)
+                lines += [textwrap.indent(_visible(f"[{prompt}]{body}{end}"), "    "), ""]
         try:
             self._samples.write("\n".join(lines) + "\n")
             self._samples.flush()

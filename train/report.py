@@ -3,7 +3,6 @@
 Each picture is a PNG for people and, beside it, a JSON file for programs with the very numbers that were drawn.
 """
 
-import itertools
 import math
 import pathlib
 import unicodedata
@@ -22,7 +21,7 @@ import model
 from decode import processors
 from decode.settings import Completion, Settings
 from model import errors
-from train import curves, figures
+from train import curves, figures, visible
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
@@ -184,8 +183,7 @@ def completions_table(
             name = f"{name}\n" if name else ""
             side = Text.assemble((name, "bold"), f"{completion.finish_reason}{mean}", no_wrap=True)
             start = prompt if len(prompt) <= LONGEST_PROMPT else "…" + prompt[1 - LONGEST_PROMPT :]
-            body = completion.text.rstrip(" \n\t")
-            end = _blanks(completion.text[len(body) :])
+            body, end = visible.ending(completion.text)
             text = Text.assemble((_safe(start), "dim"), ("▸", "bold"), _safe(body), (end, "dim"))
             last = i == len(block) - 1
             table.add_row(side, text if last else Text.assemble(text, "\n"), end_section=last)
@@ -289,12 +287,6 @@ def _print(table: Table, console: Console | None) -> None:
         console.print(table)
     lines = (line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
     console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def _blanks(text: str) -> str:
-    """Blanks that nobody would see at the end of a text: `"  \\n"` is `··⏎`, and 48 spaces are `·×48`."""
-    runs = ((figures.VISIBLE[blank], len(list(run))) for blank, run in itertools.groupby(text))
-    return "".join(sign * count if count < 5 else f"{sign}×{count}" for sign, count in runs)
 
 
 def _safe(text: str) -> str:
