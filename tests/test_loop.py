@@ -14,7 +14,7 @@ import running
 
 import model
 from model import checkpoint, errors, tokenizer
-from train import loop, recipe
+from train import evaluate, loop, recipe
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -176,6 +176,50 @@ def test_going_on_with_other_text_is_refused(copy, tmp_path):
         errors.BadInput, match="^the text of group data is not what the checkpoint of step 4 in"
     ):
         run(config(source), copy)
+
+
+def test_evaluating_on_other_text_than_was_kept_out_of_training_is_refused(source, copy, tmp_path):
+    measured = evaluate.of_run(copy)
+    last = [line for line in running.metrics(copy) if line["split"] == "valid"][-1]
+    assert measured["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    (copy / "evaluation.json").unlink()
+    same, other = (running.texts(tmp_path / name) for name in ("same", "other"))
+    for place in (same, other):
+        with (place / "b.txt").open("a") as file:
+            file.write("one more line.\n" if place == other else "")
+        groups = json.loads((copy / "config.json").read_text())
+        groups["data"]["train"] = config(place)["data"]["train"]
+        (copy / "config.json").write_text(json.dumps(groups))
+        if place == same:  # the same text elsewhere
+            assert evaluate.of_run(copy) == measured
+            (copy / "evaluation.json").unlink()
+    message = (
+        rf"^the held-out text is not the one kept out of the training of {re.escape(str(copy))} \(the text of group "
+        r"data was \w{12}, is \w{12}\): its files, or the Python version, changed; restore them or train again"
+    )
+    with pytest.raises(errors.BadInput, match=message):
+        evaluate.of_run(copy)
+    assert not (copy / "evaluation.json").exists()
+
+
+def test_evaluation_computes_in_the_dtype_of_the_run(copy):
+    exact = evaluate.of_run(copy)["loss"]
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    rounded = evaluate.of_run(copy)["loss"]
+    assert rounded != pytest.approx(exact, rel=1e-7)
+    assert rounded == pytest.approx(exact, rel=1e-2)
+
+
+def test_text_that_is_missing_is_told_before_a_tokenizer_is_said_to_be_trained(
+    source, tmp_path, capsys
+):
+    missing = {"path": str(tmp_path / "gone.txt")}
+    with pytest.raises(errors.BadInput, match="gone.txt"):
+        run(config(source, data={"train": missing}), tmp_path / "run")
+    assert "training a" not in capsys.readouterr().out
+    run(config(source, train={"steps": 2}), tmp_path / "control")
+    assert "training a unigram tokenizer of 300 pieces on " in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_named_and_without_it_the_run_ends_the_same(source, copy, capsys):

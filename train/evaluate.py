@@ -6,7 +6,7 @@ import lzma
 import math
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 
 import model
 from model import checkpoint, errors, sharding
+from model.config import Runtime
 from train import data, losses, recipe, step
+from train.corpus import Corpus
 from train.step import Batch
 
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -27,18 +29,26 @@ ROWS = 8  # evaluated at once
 def of_run(directory: str | pathlib.Path) -> dict[str, float]:
     """Measures a run's newest checkpoint on its held-out text, and writes `<directory>/evaluation.json`.
 
+    It computes in the run's own dtype.
+
     Returns:
         What `evaluate` does, `bytes` of the text, and `xz_bytes` that `xz -9e` makes of the same text.
+
+    Raises:
+        BadInput: when the text is no longer what the run was trained and measured on, besides what `model.load` raises.
     """
     directory = pathlib.Path(directory)
     lm = model.load(directory)
     asked = recipe.of_run(directory)
     corpus = asked.data.corpus()
+    _check_text(directory, corpus)
     prepared = data.prepare(corpus, lm.tokenizer, directory / "data")
     rows = data.Packed(prepared.valid, asked.data.length, asked.data.overlap)
     mesh = sharding.make_mesh()
     placed = (step.put_batch(batch, mesh) for batch in data.eval_batches(rows, ROWS * mesh.size))
-    metrics = evaluate(make_eval_step(lm.net, mesh), lm.params, placed, prepared.valid.bytes)
+    net = model.build(lm.config, Runtime(dtype=asked.runtime.dtype))
+    params = jax.device_put(lm.params, sharding.replicated(mesh))
+    metrics = evaluate(make_eval_step(net, mesh), params, placed, prepared.valid.bytes)
     text = "".join(corpus.held_out_documents).encode()
     compressed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
     metrics |= {"bytes": len(text), "xz_bytes": len(compressed)}
@@ -87,6 +97,19 @@ def evaluate(
         "bits_per_byte": nats / math.log(2) / text_bytes,
         "tokens": tokens,
     }
+
+
+def _check_text(directory: pathlib.Path, corpus: Corpus) -> None:
+    """Refuses text that was not kept out of a run's training: a number measured on it would mean nothing."""
+    checkpoints = directory / "checkpoints"
+    last = cast(int, checkpoint.latest(checkpoints))  # there is one: it has been loaded
+    trained = checkpoint.read_meta(checkpoints, last)["corpus"]
+    if corpus.digest != trained:
+        raise errors.BadInput(
+            f"the held-out text is not the one kept out of the training of {directory} (the text of group data was "
+            f"{trained[:12]}, is {corpus.digest[:12]}): its files, or the Python version, changed; restore them or "
+            "train again in another --workdir"
+        )
 
 
 def _eval_step(net: nn.Module, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -235,7 +235,12 @@ def _tokenizer(
         words = tokenizer.load(wanted.path)
     else:
         size = cast(int, wanted.vocab_size)  # exactly one of the two is given
-        progress.say(f"training a {wanted.kind} tokenizer of {size:,} pieces")
+        documents = corpus.report[
+            "train_documents"
+        ]  # reads the text: what is wrong with it is told first
+        progress.say(
+            f"training a {wanted.kind} tokenizer of {size:,} pieces on {documents:,} documents"
+        )
         words = tokenizer.train(corpus.texts(), kind=wanted.kind, vocab_size=size)
     words.save(directory / "tokenizer")
     return words
