@@ -8,6 +8,7 @@ as suffix of array names throughout:
 """
 
 import dataclasses
+import math
 
 from model import errors
 
@@ -59,6 +60,11 @@ class ModelConfig:
             if getattr(self, name) < 0:
                 raise errors.BadInput(
                     f"model.{name} is {getattr(self, name)}; it must be at least 1, or 0 to follow from the others"
+                )
+        for name in ("rope_theta", "norm_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise errors.BadInput(
+                    f"model.{name} is {getattr(self, name)}; it must be above 0 and finite"
                 )
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         if not self.head_size:

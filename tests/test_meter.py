@@ -72,6 +72,18 @@ def test_rates_are_taken_between_lines_without_compiling_and_pauses(tmp_path, cl
     }
 
 
+def test_the_peak_that_all_rates_are_compared_with_is_the_one_found_at_the_start(
+    tmp_path, clock, monkeypatch
+):
+    account, _ = make(tmp_path, clock, log_every=1)
+    monkeypatch.setattr(flops, "peak", lambda: flops.Peak(5e6, "another"))
+    for number in (1, 2):
+        account.step(number, values())
+        clock[0] += 1
+    (line,) = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert line["time"]["utilisation"] == 174 * flops.training(CONFIG, 29) / 1e6
+
+
 def test_counts_go_on_from_what_a_checkpoint_holds(tmp_path, clock):
     account, _ = make(tmp_path, clock, {"tokens": 1000, "losses": {"train": 4.5, "valid": 4.75}})
     clock[0] += 1

@@ -144,6 +144,41 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
             r"config.decode.settings.x has no key 'top_q'",
         ),
         ({"decode": {"settings": {"x": {"top_p": 1.5}}}}, "top_p is 1.5; it must be above 0"),
+        ({"seed": -1}, r"^config.seed is -1; it must be from 0 to 2\^32 - 1$"),
+        ({"seed": 2**32}, r"^config.seed is 4294967296; it must be from 0 to 2\^32 - 1$"),
+        (
+            {"decode": {"seed": -1}},
+            r"^config.decode.seed is -1; it must be from 0 to 2\^64 - 1$",
+        ),
+        (
+            {"decode": {"seed": 2**64}},
+            r"^config.decode.seed is 18446744073709551616; it must be from 0 to 2\^64 - 1$",
+        ),
+        (
+            {"tokenizer": {"kind": "unigrm"}},
+            r"^config.tokenizer.kind is 'unigrm' \(did you mean 'unigram'\?\); known: bpe, unigram$",
+        ),
+        (
+            {"tokenizer": {"vocab_size": 0}},
+            "^config.tokenizer.vocab_size is 0; it must be at least 1$",
+        ),
+        (
+            {"optimizer": {"learning_rate": float("inf")}},
+            "optimizer.learning_rate is inf; it must be above 0 and finite",
+        ),
+        (
+            {"optimizer": {"learning_rate": float("nan")}},
+            "optimizer.learning_rate is nan; it must be above 0 and finite",
+        ),
+        ({"model": {"rope_theta": 0}}, "model.rope_theta is 0.0; it must be above 0 and finite"),
+        (
+            {"model": {"rope_theta": float("inf")}},
+            "model.rope_theta is inf; it must be above 0 and finite",
+        ),
+        (
+            {"model": {"norm_epsilon": -1e-5}},
+            "model.norm_epsilon is -1e-05; it must be above 0 and finite",
+        ),
         ({"seed": "5"}, r"config.seed is '5' \(str\); it must be a whole number"),
     ],
 )
@@ -151,6 +186,11 @@ def test_a_wrong_config_is_told_in_one_line(change, message):
     with pytest.raises(errors.BadInput, match=message) as caught:
         recipe.from_config(config(**change))
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_reach_to_their_limits():
+    made = recipe.from_config(config(seed=2**32 - 1, decode={"seed": 2**64 - 1}))
+    assert (made.seed, made.decode.seed) == (4294967295, 18446744073709551615)
 
 
 def test_json_says_everything_and_comes_back_as_the_same_recipe():

@@ -141,7 +141,7 @@ class Meter:
         return {
             "tokens_per_second": rate,
             "utilisation": flops.utilisation(
-                rate, self._config, self._asked.data.length, flops.peak()
+                rate, self._config, self._asked.data.length, self._peak
             ),
             "data_wait": self._waited / seconds,
             "seconds_left": pace * (self._asked.train.steps - number),

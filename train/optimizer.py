@@ -1,6 +1,7 @@
 """How does a gradient become an update? AdamW with a schedule, clipping, and decay by rule."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ class OptimizerConfig:
                 f"optimizer.schedule is {self.schedule!r}"
                 f"{errors.nearest(self.schedule, SCHEDULES)}; known: {', '.join(SCHEDULES)}"
             )
-        self._check(self.learning_rate > 0, "learning_rate", "above 0")
+        rate_holds = 0 < self.learning_rate < math.inf
+        self._check(rate_holds, "learning_rate", "above 0 and finite")
         self._check(self.warmup_steps >= 0, "warmup_steps", "at least 0")
         self._check(0 <= self.end_fraction <= 1, "end_fraction", "between 0 and 1")
         self._check(self.weight_decay >= 0, "weight_decay", "at least 0")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decode.settings import Request, Settings
-from model import errors
+from model import errors, tokenizer
 from model.config import ModelConfig, Runtime
 from train import corpus, optimizer
 from train.optimizer import OptimizerConfig
@@ -43,6 +43,15 @@ class Tokenizer:
         if (self.vocab_size is None) == (self.path is None):
             raise errors.BadInput(
                 f"config.tokenizer has vocab_size={self.vocab_size} and path={self.path!r}; give exactly one of them"
+            )
+        if self.kind not in tokenizer.KINDS:
+            raise errors.BadInput(
+                f"config.tokenizer.kind is {self.kind!r}{errors.nearest(self.kind, tokenizer.KINDS)}; "
+                f"known: {', '.join(tokenizer.KINDS)}"
+            )
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise errors.BadInput(
+                f"config.tokenizer.vocab_size is {self.vocab_size}; it must be at least 1"
             )
 
 
@@ -151,6 +160,12 @@ class Decode:
     )
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise errors.BadInput(
+                f"config.decode.seed is {self.seed}; it must be from 0 to 2^64 - 1"
+            )
+
     def requests(self, changed: Mapping[str, Any] | None = None) -> list[tuple[str, Request]]:
         """Every prompt under every settings, these with `changed` values: pairs of the settings' name and a request."""
         return [
@@ -172,6 +187,10 @@ class Recipe:
     runtime: Devices
     decode: Decode
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise errors.BadInput(f"config.seed is {self.seed}; it must be from 0 to 2^32 - 1")
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The weights of the model over a vocabulary of `vocab_size` pieces, unless the config asks for more."""
