@@ -234,7 +234,10 @@ def _read(
 
 
 def _read_json(directory: pathlib.Path, step: int) -> dict:
-    return json.loads((directory / str(step) / "meta" / "metadata").read_text())
+    try:
+        return json.loads((directory / str(step) / "meta" / "metadata").read_text())
+    except ValueError:
+        raise OSError("meta/metadata is not what was written") from None
 
 
 def _check_same(path: pathlib.Path, held: Mapping[str, Mapping], abstract: Any) -> None:
@@ -266,12 +269,20 @@ def _damage(directory: pathlib.Path, step: int) -> Iterator[None]:
             if path.name.isdigit() and int(path.name) < step
         ]
         then = f"go on from step {max(others)}" if others else "start again from step 0"
-        reason = " ".join(str(error.__cause__ or error).split())
-        leaf = UNREADABLE.search(reason)
-        reason = f"{leaf.group(1).replace('.', '/')} cannot be read" if leaf else reason[:120]
+        path = directory / str(step)
         raise errors.BadInput(
-            f"checkpoint {directory / str(step)} is damaged ({reason}); remove that directory to {then}"
+            f"checkpoint {path} is damaged ({_what_is_damaged(path, error)}); remove that directory to {then}"
         ) from error
+
+
+def _what_is_damaged(path: pathlib.Path, error: Exception) -> str:
+    """Which file or array of the checkpoint at `path` was not there, or was not what it should be."""
+    for name in ("meta/metadata", "state"):
+        if not (path / name).exists():
+            return f"{name} is missing"
+    reason = " ".join(str(error.__cause__ or error).split())
+    array = UNREADABLE.search(reason)
+    return f"{array.group(1).replace('.', '/')} cannot be read" if array else reason[:120]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-WORDS = {
+WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
@@ -105,4 +105,4 @@ def _words(kind: Any) -> str:
     origin = typing.get_origin(kind) or kind
     if dataclasses.is_dataclass(origin):
         return "a group of keys"
-    return WORDS.get(origin) or getattr(origin, "__name__", str(origin))
+    return WORDS.get(origin, str(getattr(origin, "__name__", origin)))

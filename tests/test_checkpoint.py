@@ -190,15 +190,23 @@ def truncate_meta(directory: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [truncate, remove, flip_a_bit, remove_state, empty, truncate_meta]
+    ("damage", "reason"),
+    [
+        (truncate, r"\S+ cannot be read"),
+        (remove, r"\S+ cannot be read"),
+        (flip_a_bit, r"\S+ is not what was written"),
+        (remove_state, "state is missing"),
+        (empty, "meta/metadata is missing"),
+        (truncate_meta, "meta/metadata is not what was written"),
+    ],
 )
-def test_a_damaged_checkpoint_is_named_with_the_way_on(two_steps, damage):
+def test_a_damaged_checkpoint_is_named_with_the_way_on(two_steps, damage, reason):
     damage(two_steps / "3")
     checkpoints = checkpoint.Checkpoints(two_steps)
     path = re.escape(str(two_steps / "3"))
     with pytest.raises(
         errors.BadInput,
-        match=rf"^checkpoint {path} is damaged \(.+\); remove that directory to go on from step 2$",
+        match=rf"^checkpoint {path} is damaged \({reason}\); remove that directory to go on from step 2$",
     ):
         checkpoints.restore(3, abstract(some_state()))
     shutil.rmtree(two_steps / "3")
