@@ -278,6 +278,13 @@ def test_the_digest_follows_the_content_and_the_reading_but_not_the_place(tmp_pa
     assert re.fullmatch("[0-9a-f]{64}", digest("python-prose"))
 
 
+def test_a_file_named_like_the_embedded_text_does_not_change_its_digest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = digest("python-prose")
+    write(tmp_path / "python-prose", "Io")
+    assert digest("python-prose") == before
+
+
 def test_the_embedded_text_is_prose_and_whole_definitions_without_tests_and_tables():
     prose, code = read("python-prose"), read("python-code")
     assert read("python") == prose + code

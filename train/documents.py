@@ -170,9 +170,8 @@ def _similar(name: str, known: Iterable[str]) -> str:
 
 def _split(source: Source) -> str:
     """What one document of a text file is; "auto" is left for a single file, which has to be read to know."""
-    if source.split == "auto" and not pathlib.Path(source.path).expanduser().is_file():
-        return "file"
-    return source.split
+    single = source.path not in EMBEDDED and pathlib.Path(source.path).expanduser().is_file()
+    return "file" if source.split == "auto" and not single else source.split
 
 
 def _format(path: pathlib.Path, source: Source) -> str:
