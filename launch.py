@@ -4,7 +4,12 @@ A table of contents: each verb reads its flags and calls one function. Exit code
 that differs; 2 bad input, told in one line on standard error; 128 + the signal when interrupted.
 """
 
-import dataclasses
+# ruff: noqa: E402  the signal goes first
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run` answers it
+
+import ast
 import errno
 import os
 import pathlib
@@ -16,66 +21,74 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from decode.settings import Request, Settings
-from model import errors
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a recipe, such as configs/quickstart.py")
+# What a disk or its owner may refuse; everything else of the operating system is a bug of ours.
+_REFUSALS = {
+    getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR")
+}
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "a recipe, such as configs/quickstart.py", sys_argv=[]
+)  # its own overrides can only name what the file spells out; `_config` makes them
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "the run's directory; decode writes its record there"
 )
 _FROM = flags.DEFINE_string("from", None, "the run whose model is used")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "a prompt, or - for standard input; repeatable")
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSON lines with prompts; - is standard input")
-_SEED = flags.DEFINE_integer("seed", 0, "the root of all randomness of a decoding run")
+_SEED = flags.DEFINE_integer("seed", None, "the root of all randomness in decoding, by default 0")
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ganymede", "xla"),
     "where compiled programs are kept for the next run; empty keeps none",
 )
-_SETTINGS = {
-    field.name: flags.DEFINE_string(field.name, None, f"decode: by default {field.default}")
-    for field in dataclasses.fields(Settings)
+_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "n")
+for _name in _SETTINGS:
+    flags.DEFINE_string(_name, None, f"decode.Settings.{_name}, for decode and inspect")
+
+# Which flags a verb reads; one that it would ignore is refused.
+_READS: dict[str, tuple[str, ...]] = {
+    "train": ("config", "workdir"),
+    "decode": ("from", "workdir", "config", "prompt", "prompts", "seed", *_SETTINGS),
+    "eval": ("from",),
+    "inspect": ("from", "prompt", *_SETTINGS),
+    "replay": ("workdir",),
 }
 
 
-def train_verb() -> int:
+def train_verb(overrides: Sequence[str]) -> int:
     """make tokenizer and data, train, evaluate; goes on where the workdir's run was stopped"""
+    from model import errors
     from train import loop, recipe
 
     if _CONFIG.value is None:
         raise errors.BadInput(
             "train needs a recipe; add --config=configs/quickstart.py, or your own"
         )
-    loop.run(recipe.from_config(_CONFIG.value.to_dict()), _directory("workdir"))
+    loop.run(recipe.from_config(_config(overrides)), _directory("workdir"))
     return 0
 
 
-def decode_verb() -> int:
+def decode_verb(overrides: Sequence[str]) -> int:
     """complete prompts, and write completions.jsonl and manifest.json"""
-    import decode
     import model
-    from decode import manifest
-    from train import report
+    from decode import manifest, prompts
+    from train import recipe, report
 
-    source = _directory("from")
-    lm = model.load(source)
-    named = _requests(source)
-    requests = decode.requests(request for _, request in named)
-    name = f"{manifest.digest(requests)[:8]}-{_SEED.value}"  # the same request is the same record
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else source / "decode" / name
-    if len(requests) == 1 and requests[0].settings.n == 1 and sys.stdout.isatty():
-        pieces = decode.stream(lm, requests[0], seed=_SEED.value)
-        completions = [report.completion_stream(_text(lm, requests[0]), pieces)]
-    else:
-        completions = decode.generate(lm, requests, seed=_SEED.value)
-        told = {r.id: (name, _text(lm, r)) for (name, _), r in zip(named, requests, strict=True)}
-        report.completions_table((*told[c.id], c) for c in completions)
-    manifest.write(workdir, lm, requests, completions, seed=_SEED.value, prompts=_PROMPTS.value)
+    source, given = _directory("from"), prompts.numbers(_given())
+    lm, seed = model.load(source), _SEED.value
+    named = prompts.asked(_PROMPT.value, _PROMPTS.value, given)
+    if not named:
+        groups = recipe.read_json(source) if _CONFIG.value is None else _config(overrides)
+        asked = recipe.from_config(groups).decode
+        named, seed = asked.requests(given), asked.seed if seed is None else seed
+    requests, completions = report.complete(lm, named, seed := seed or 0)
+    name = f"{manifest.digest(requests)[:8]}-{seed}"  # the same request is the same record
+    workdir = pathlib.Path(_WORKDIR.value or source / "decode" / name)
+    manifest.write(workdir, lm, requests, completions, seed=seed, prompts=_PROMPTS.value)
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
     return 0
 
 
-def eval_verb() -> int:
+def eval_verb(overrides: Sequence[str]) -> int:
     """measure a run's model on its held-out text, beside what a compressor makes of it"""
     from train import evaluate, report
 
@@ -83,14 +96,15 @@ def eval_verb() -> int:
     return 0
 
 
-def inspect_verb() -> int:
-    """draw a run's loss curve, attention map and next-token distribution"""
+def inspect_verb(overrides: Sequence[str]) -> int:
+    """draw a run's loss curve, attention maps and next-token distributions"""
+    from decode import prompts
     from train import report
 
-    return report.run(_directory("from"), _PROMPT.value)
+    return report.run(_directory("from"), _PROMPT.value, prompts.numbers(_given()))
 
 
-def replay_verb() -> int:
+def replay_verb(overrides: Sequence[str]) -> int:
     """repeat a decoding run from its manifest: identical, or where it first differs"""
     from decode import manifest
 
@@ -99,33 +113,7 @@ def replay_verb() -> int:
     return 0 if report.identical else 1
 
 
-def _requests(source: pathlib.Path) -> list[tuple[str, Any]]:
-    """What to complete, and under which name of settings: as the flags say, or else as the recipe does."""
-    from decode import prompts
-    from train import recipe
-
-    flags_given = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
-    given = prompts.numbers(flags_given)
-    if _PROMPTS.value:
-        return [("", request) for request in prompts.read(_PROMPTS.value, given)]
-    if _PROMPT.value:
-        texts = [sys.stdin.read() if text == "-" else text for text in _PROMPT.value]
-        return [
-            ("", Request(text, errors.build(Settings, given, "flags"), place))
-            for place, text in enumerate(texts)
-        ]
-    if _CONFIG.value is not None:
-        return recipe.from_config(_CONFIG.value.to_dict()).decode.requests(given)
-    return recipe.of_run(source).decode.requests(given)
-
-
-def _text(lm: Any, request: Request) -> str:
-    """A prompt as people read it."""
-    prompt = request.prompt
-    return prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt)
-
-
-VERBS: dict[str, Callable[[], int]] = {
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_verb,
     "decode": decode_verb,
     "eval": eval_verb,
@@ -136,92 +124,129 @@ VERBS: dict[str, Callable[[], int]] = {
 
 def run(argv: list[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    logging.set_verbosity(logging.ERROR)
+    signal.signal(signal.SIGINT, _interrupted)
     try:
-        app.run(main, argv, flags_parser=_parse)
-    except errors.BadInput as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        print(
-            "\nganymede: interrupted; the same command goes on from what is on disk",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        from model import errors
+
+        logging.set_verbosity(logging.ERROR)
+        try:
+            app.run(main, argv, flags_parser=_parse)
+        except errors.BadInput as error:
+            _fail(str(error))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.EFBIG,
-        ):
+        if error.errno not in _REFUSALS:
             raise
         _fail(
-            f"{error.filename or 'the disk'}: {error.strerror}; make room or choose another directory"
+            f"{error.filename or 'the disk'}: {error.strerror}; choose another directory, or make room"
         )
+
+
+def _interrupted(signum: int, frame: Any) -> None:
+    """Ends at once: every file is whole or absent at any moment, and an exception could surface anywhere."""
+    os.write(2, b"\nganymede: interrupted; run the same command again\n")
+    os._exit(128 + signum)
 
 
 def main(argv: Sequence[str]) -> int:
     """Calls the verb."""
-    if _CACHE.value:
-        import jax
+    import jax
 
+    if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return VERBS[argv[1]]()
+    code = VERBS[argv[1]](argv[2:])
+    sys.stdout.flush()
+    return code
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """The verb, after the flags were read; every mistake is one line."""
+    """The program, the verb, and the overrides of the config; every mistake is one line."""
+    from model import errors
+
+    if not argv[1:] or any(word in ("-h", "--help") for word in argv):
+        verbs = "\n".join(f"  {name:<8} {function.__doc__}" for name, function in VERBS.items())
+        print(f"usage: python launch.py VERB [--flags]\n{verbs}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0 if argv[1:] else 2)
+    overrides = [word for word in argv if word.startswith("--config.")]
     try:
-        words = flags.FLAGS(argv)
+        words = flags.FLAGS([word for word in argv if word not in overrides])
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # a file that failed to load says so only when it is read
     except Exception as error:  # of a flag, or of the person's config file, which may hold anything
-        raise errors.BadInput(_complaint(error, argv)) from error
-    if len(words) == 2 and words[1] in VERBS:
-        return words
-    if len(words) == 1:
-        print(_usage())
-        sys.exit(2)
-    if words[1] not in VERBS:
-        hint = errors.nearest(words[1], VERBS)
-        raise errors.BadInput(f"there is no verb {words[1]!r}{hint}; known: {', '.join(VERBS)}")
-    raise errors.BadInput(
-        f"{words[2]!r} stands behind the verb; everything but the verb is a --flag=value"
-    )
+        raise errors.BadInput(_complaint(error)) from error
+    if len(words) != 2 or words[1] not in VERBS:
+        word = (words[2:] or words[1:] or ["nothing"])[0]
+        if len(words) > 2:
+            raise errors.BadInput(
+                f"{word!r} is not a flag; everything but the verb is a --flag=value"
+            )
+        hint = errors.nearest(word, VERBS)
+        raise errors.BadInput(f"there is no verb {word!r}{hint}; known: {', '.join(VERBS)}")
+    for name in {name for names in _READS.values() for name in names}:
+        if flags.FLAGS[name].present and name not in _READS[words[1]]:
+            reads = ", ".join(f"--{name}" for name in _READS[words[1]])
+            raise errors.BadInput(f"{words[1]} does not read --{name}; it reads {reads}")
+    if overrides and _CONFIG.value is None:
+        raise errors.BadInput(
+            f"{overrides[0]} changes a recipe, and none is given; add --config=FILE"
+        )
+    return [*words, *overrides]
 
 
-def _complaint(error: Exception, argv: Sequence[str]) -> str:
-    """What was wrong with the flags, in one line.
-
-    Of an unknown config key, ml_collections tells its last name and perhaps a similar one.
-    """
-    text = re.sub(r"\s+", " ", str(error.args[0] if error.args else error)).strip()
+def _complaint(error: Exception) -> str:
+    """What was wrong with the flags or the config file, in one line."""
+    text = re.sub(r"\s+", " ", str(error)).strip().rstrip(".").replace(" ?", "?")
     missing = re.search(r"(\S+) \[Errno \d+\] (No such file|Is a directory)", text)
     if missing:
         return f"--config={missing.group(1)}: {missing.group(2)}; give a recipe such as configs/quickstart.py"
-    unknown = re.match(r"\W*(\w+)\W*(?:n?Did you mean \W*(\w+).*)?$", text)
-    if isinstance(error, AttributeError | KeyError) and unknown:
-        word = unknown.group(1)
-        flag = next(
-            (a.split("=")[0] for a in argv if re.search(rf"\b{word}\b", a.split("=")[0])), word
+    if isinstance(error, flags.Error):
+        return re.sub(
+            r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text
         )
-        hint = f" (did you mean {unknown.group(2)!r}?)" if unknown.group(2) else ""
-        return f"{flag}: the config has no key {word!r}{hint}"
-    told = isinstance(error, flags.Error | errors.BadInput)
-    return (
-        text.rstrip(".") if told else f"the config cannot be read: {type(error).__name__}: {text}"
-    )
+    return f"{_CONFIG.name} file cannot be read: {type(error).__name__}: {text}"
 
 
-def _usage() -> str:
-    lines = [f"  {name:<8} {function.__doc__}" for name, function in VERBS.items()]
-    return "\n".join(["usage: python launch.py VERB [--flags]", *lines, "--help lists the flags."])
+def _config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The groups of the config file with `--config.group.key=value` put in; keys are checked by the recipe."""
+    from model import errors
+
+    groups = _CONFIG.value.to_dict()
+    for override in overrides:
+        path, equals, text = override.removeprefix("--config.").partition("=")
+        *parents, key = path.split(".")
+        if not equals:
+            raise errors.BadInput(f"{override} has no value; write {override}=VALUE")
+        group = groups
+        for name in parents:
+            group = group.setdefault(name, {})
+            if not isinstance(group, dict):
+                raise errors.BadInput(
+                    f"--config.{path}: config.{name} is {group!r}, which has no keys"
+                )
+        group[key] = _value(text)
+    return groups
+
+
+def _value(text: str) -> Any:
+    """A value as Python or JSON writes it; anything else is text."""
+    words = {"true": True, "false": False, "null": None}
+    try:
+        return words[text] if text in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _given() -> dict[str, str]:
+    """The settings that were given as flags."""
+    return {name: str(flags.FLAGS[name].value) for name in _SETTINGS if flags.FLAGS[name].present}
 
 
 def _directory(flag: str) -> pathlib.Path:
+    from model import errors
+
     value = flags.FLAGS[flag].value
     if not value:
         raise errors.BadInput(f"this verb needs a directory; add --{flag}=runs/NAME")

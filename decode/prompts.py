@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from decode.settings import Request, Settings
@@ -13,10 +13,29 @@ from model import errors
 FIELDS = ("prompt", "id", "settings")
 
 
+def asked(
+    texts: Sequence[str] | None, path: str | None, given: Mapping[str, Any]
+) -> list[tuple[str, Request]]:
+    """The requests of a command line, each with the name of its settings, which is empty: they have none.
+
+    Args:
+        texts: prompts; `-` is all of standard input.
+        path: of JSON lines; `-` is standard input.
+        given: settings, for prompts that bring none of their own.
+    """
+    if texts and path:
+        raise errors.BadInput("--prompt and --prompts are both given; give one of them")
+    if path:
+        return [("", request) for request in read(path, given)]
+    settings = errors.build(Settings, given, "settings")
+    prompts = [sys.stdin.read() if text == "-" else text for text in texts or ()]
+    return [("", Request(prompt, settings, place)) for place, prompt in enumerate(prompts)]
+
+
 def read(path: str, defaults: Mapping[str, Any]) -> list[Request]:
     """The requests in a file of JSON lines, or in standard input for `-`."""
     with _opened(path) as lines:
-        return parse(lines, path, defaults)
+        return parse(lines, "standard input" if path == "-" else path, defaults)
 
 
 def numbers(texts: Mapping[str, str]) -> dict[str, int | float]:
@@ -29,7 +48,9 @@ def numbers(texts: Mapping[str, str]) -> dict[str, int | float]:
         try:
             values[name] = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
         except ValueError as error:
-            raise errors.BadInput(f"--{name} is {text!r}; it must be a number") from error
+            raise errors.BadInput(
+                f"--{name} is {text!r}; it must be a number, such as --{name}=1"
+            ) from error
     return values
 
 

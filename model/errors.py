@@ -105,4 +105,4 @@ def _words(kind: Any) -> str:
     origin = typing.get_origin(kind) or kind
     if dataclasses.is_dataclass(origin):
         return "a group of keys"
-    return WORDS.get(origin, str(getattr(origin, "__name__", origin)))
+    return str(WORDS.get(origin, getattr(origin, "__name__", origin)))

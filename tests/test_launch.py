@@ -1,12 +1,17 @@
 """Does the command line do what it says, and does every mistake end in one line and exit code 2?"""
 
+import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+import decode
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (
@@ -141,18 +146,21 @@ def test_inspect_draws_three_pictures_with_their_numbers(run):
         ),
         (
             ["train", "--config={broken}"],
-            "the config cannot be read: NameError: name 'oops' is not defined",
+            "config file cannot be read: NameError: name 'oops' is not defined",
         ),
         (
-            ["train", "--config={config}", "--config.train.step=5"],
-            "no key 'step' (did you mean 'steps'?)",
+            ["train", "--config={config}", "--workdir={new}", "--config.train.step=5"],
+            "config.train has no key 'step' (did you mean 'steps'?)",
         ),
-        (["train", "--config={config}", "--config.train.steps=abc"], "--config.train.steps=abc"),
+        (
+            ["train", "--config={config}", "--workdir={new}", "--config.train.steps=abc"],
+            "config.train.steps is 'abc'",
+        ),
         (
             ["train", "--config={config}", "--wordkir=x"],
-            "Unknown command line flag 'wordkir'. Did you mean: workdir ?",
+            "Unknown command line flag 'wordkir'. Did you mean: workdir?",
         ),
-        (["train", "--config={config}", "more"], "'more' stands behind the verb"),
+        (["train", "--config={config}", "more"], "'more' is not a flag"),
         (
             ["train", "--config={config}", "--workdir={run}", "--config.model.width=44"],
             "holds a run with model.width=22, and this config has 44",
@@ -200,8 +208,55 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, arguments, message
     assert sorted(str(path) for path in directory.rglob("*")) == before
 
 
-def test_no_verb_lists_the_verbs():
-    done = launch()
-    assert done.returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "code"), [([], 2), (["--help"], 0), (["train", "--help"], 0)]
+)
+def test_no_verb_and_help_list_the_verbs_and_flags(arguments, code):
+    done = launch(*arguments)
+    assert done.returncode == code
+    assert "--top_k" in done.stdout
     for verb in ("train", "decode", "eval", "inspect", "replay"):
         assert f"\n  {verb}" in done.stdout
+
+
+def test_a_key_that_the_config_file_leaves_out_can_be_given(run, tmp_path):
+    _, config = run
+    done = launch(
+        "train",
+        f"--config={config}",
+        f"--workdir={tmp_path}",
+        "--config.train.steps=1",
+        "--config.runtime.dtype=bfloat16",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["runtime"]["dtype"] == "bfloat16"
+
+
+def test_the_flags_for_settings_are_the_fields_of_settings():
+    sys.path.insert(0, str(ROOT))
+    import launch as command_line
+
+    assert [field.name for field in dataclasses.fields(decode.Settings)] == list(
+        command_line._SETTINGS
+    )
+
+
+@pytest.mark.parametrize("after", [0, 0.7])
+def test_an_interrupt_in_any_verb_is_at_most_one_line(run, after):
+    directory, _ = run
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "launch.py", "eval", f"--from={directory}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while (
+        process.poll() is None
+        and "jaxlib" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text()
+    ):
+        time.sleep(0.01)
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert complaint in ("", "\nganymede: interrupted; run the same command again\n")

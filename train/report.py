@@ -3,8 +3,10 @@
 Each picture is a PNG for people and, beside it, a JSON file for programs with the very numbers that were drawn.
 """
 
+import dataclasses
 import math
 import pathlib
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import decode
 import model
 from decode import processors
-from decode.settings import Completion, Settings
+from decode.settings import Completion, Request, Settings
 from model import errors
 from train import curves, figures, visible
 
@@ -33,10 +36,18 @@ _filter = jax.jit(processors.hf)
 
 
 def run(
-    directory: pathlib.Path, prompts: Sequence[str] | None = None, settings: Settings = SETTINGS
+    directory: pathlib.Path,
+    prompts: Sequence[str] | None = None,
+    changed: Mapping[str, Any] | None = None,
 ) -> int:
-    """Draws all pictures of a run, or of a model without one, into `<directory>/figures`."""
+    """Draws all pictures of a run, or of a model without one, into `<directory>/figures`.
+
+    The settings that are shown are SETTINGS with the values that `changed` gives.
+    """
     directory = pathlib.Path(directory)
+    settings = errors.build(
+        Settings, {**dataclasses.asdict(SETTINGS), **(changed or {})}, "settings"
+    )
     lm, place = model.load(directory), directory / "figures"
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
@@ -188,6 +199,24 @@ def completions_table(
             last = i == len(block) - 1
             table.add_row(side, text if last else Text.assemble(text, "\n"), end_section=last)
     _print(table, console)
+
+
+def complete(
+    lm: model.LM, named: Sequence[tuple[str, Request]], seed: int
+) -> tuple[list[Request], list[Completion]]:
+    """Completes and prints: one completion on a terminal while it is made, everything else as a table."""
+    requests = decode.requests(request for _, request in named)
+    texts = [
+        r.prompt if isinstance(r.prompt, str) else lm.tokenizer.decode(r.prompt) for r in requests
+    ]
+    if len(requests) == 1 and requests[0].settings.n == 1 and sys.stdout.isatty():
+        pieces = decode.stream(lm, requests[0], seed=seed)
+        return requests, [completion_stream(texts[0], pieces)]
+    completions = decode.generate(lm, requests, seed=seed)
+    names = [name for name, _ in named]
+    told = {r.id: (name, text) for r, name, text in zip(requests, names, texts, strict=True)}
+    completions_table((*told[done.id], done) for done in completions)
+    return requests, completions
 
 
 def completion_stream(prompt: str, pieces: Iterable[str | Completion]) -> Completion:
