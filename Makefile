@@ -30,7 +30,7 @@ quickstart: $(READY) ## tokenizer, training, evaluation, completions, pictures a
 	$(call launch,inspect --from=runs/quickstart)
 	$(call launch,replay --workdir=runs/quickstart/decode)
 	@printf '%s\n' '' 'Everything is in runs/quickstart:' \
-	  '  config.json  metrics.jsonl  samples.md  figures/  tensorboard/  checkpoints/  tokenizer/' \
+	  '  config.json  metrics.jsonl  evaluation.json  samples.md  figures/  tensorboard/  checkpoints/  tokenizer/' \
 	  '  decode/completions.jsonl and decode/manifest.json: the run that was just replayed' \
 	  '' 'Three commands to try next:' \
 	  '  $(RUN) launch.py decode --from=runs/quickstart --prompt="The with statement"' \
