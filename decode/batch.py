@@ -126,8 +126,7 @@ def _prompt_tokens(lm: LM, request: Request) -> tuple[int, ...]:
     if not prompt:
         raise errors.BadInput(f"{name} has an empty prompt; give it text or at least one token id")
     if isinstance(prompt, str):
-        start = [] if lm.tokenizer.bos_id is None else [lm.tokenizer.bos_id]
-        return (*start, *lm.tokenizer.encode(prompt))
+        return tuple(tokenizer.prompt_ids(lm.tokenizer, prompt))
     for token in prompt:
         if not 0 <= token < lm.config.vocab_size:
             raise errors.BadInput(

@@ -148,6 +148,12 @@ class Stream:
         return self._decoder.decode(b"", final=True)
 
 
+def prompt_ids(words: Tokenizer, text: str) -> list[int]:
+    """A prompt as a model reads it: behind the begin-of-text token, where the tokenizer has one."""
+    start = [] if words.bos_id is None else [words.bos_id]
+    return start + words.encode(text)
+
+
 def train(
     texts: Iterable[str],
     *,

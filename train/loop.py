@@ -249,7 +249,7 @@ def _tokenizer(
 def _check_prompts(asked: Recipe, words: Tokenizer, config: ModelConfig) -> None:
     """Refuses prompts that sampling would refuse, before hours have gone into training."""
     for prompt in asked.decode.prompts:
-        tokens = 1 + len(words.encode(prompt))
+        tokens = len(tokenizer.prompt_ids(words, prompt))
         if not 1 < tokens < config.context_length:
             raise errors.BadInput(
                 f"config.decode.prompts has {prompt!r}, of {tokens} tokens with the first; it must have at least 2 and "

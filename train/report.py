@@ -23,7 +23,7 @@ import decode
 import model
 from decode import processors
 from decode.settings import Completion, Request, Settings
-from model import errors
+from model import errors, tokenizer
 from train import curves, figures, visible
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
@@ -240,8 +240,7 @@ def prompt_tokens(lm: model.LM, prompt: str) -> list[int]:
     """The tokens of a prompt as decoding reads them: behind the begin-of-text token."""
     if not prompt:
         raise errors.BadInput("the prompt is empty; give it at least one character")
-    start = [] if lm.tokenizer.bos_id is None else [lm.tokenizer.bos_id]
-    tokens = start + lm.tokenizer.encode(prompt)
+    tokens = tokenizer.prompt_ids(lm.tokenizer, prompt)
     if len(tokens) > lm.config.context_length:
         raise errors.BadInput(
             f"the prompt has {len(tokens)} tokens, and the context window holds "
