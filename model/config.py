@@ -5,87 +5,303 @@ as suffix of array names throughout:
 
     B batch   T query length   S key length   D width   N query heads   K key/value heads   G = N/K
     H head size   F hidden width   V vocabulary   L stacked layers   R adapter rank   W beam width
+    E experts   C classes   Q gates of a recurrent cell   P rows of a position table   Y token types
 """
 
 import dataclasses
 import math
+from typing import Any
 
 from model import errors
 
-CHOICES = {
-    "family": ("decoder_only",),
-    "position": ("none", "learned", "sinusoidal", "rope"),
-    "norm": ("layer", "rms"),
-    "activation": ("gelu", "gelu_tanh", "relu", "silu"),
+RECURRENT = ("lstm", "gru")
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "family": ("decoder_only", "encoder_only", "encoder_decoder", *RECURRENT),
+    "position": (
+        "none",
+        "learned",
+        "learned_from_2",
+        "sinusoidal",
+        "sinusoidal_halves",
+        "rope",
+        "alibi",
+        "relative",
+    ),
+    "rope.scaling": ("none", "linear", "ntk", "dynamic", "llama3", "yarn"),
+    "norm": ("layer", "rms", "rms_plus_one"),
+    "block": ("pre", "post", "sandwich", "parallel"),
+    "activation": ("gelu", "gelu_tanh", "relu", "silu", *GATED),
+    "bias": ("none", "qkv", "attention", "all", "output"),
+    "embedding": ("plain", "scaled", "normed", "scaled_normed", "head_scaled"),
+    "head.kind": ("lm", "sequence", "token", "none"),
+    "head.activation": ("tanh", "relu"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
 }
+
+
+def _check_choices(config: Any, where: str, prefix: str = "") -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        known = CHOICES.get(prefix + field.name)
+        if known and value not in known:
+            hint = errors.nearest(str(value), known)
+            raise errors.BadInput(
+                f"{where}.{field.name} is {value!r}{hint}; known: {', '.join(known)}"
+            )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise errors.BadInput(f"{name} is {value}; it must be above 0 and finite")
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise errors.BadInput(f"{name} is {value}; it must be at least 0 and finite")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """The frequencies of rotary positions (Su et al. 2021), and how they are stretched beyond the trained window.
+
+    Attributes:
+        theta: base of the frequencies.
+        fraction: of each head that is turned; the rest keeps no position (GPT-NeoX: 0.25).
+        scaling: `linear` divides positions by `factor` (Chen et al. 2023); `ntk` raises theta instead; `dynamic` does
+            so beyond the window only, which within it changes nothing; `llama3` and `yarn` (Peng et al. 2023) treat
+            low and high frequencies apart.
+        factor: by how much the window grew.
+        original_length: the window before it grew; for `llama3` and `yarn`.
+        low, high: turns within the original window below and above which a frequency is low or high: LLaMA 3's
+            `low_freq_factor` and `high_freq_factor`, YaRN's `beta_slow` and `beta_fast`.
+        magnitude: multiplies what is turned (YaRN's attention factor); 0 is the paper's `0.1 ln factor + 1`.
+    """
+
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_length: int = 0
+    low: float = 1.0
+    high: float = 4.0
+    magnitude: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "model.rope", "rope.")
+        for name in ("theta", "factor"):
+            _check_positive(f"model.rope.{name}", getattr(self, name))
+        if not 0 < self.fraction <= 1:
+            raise errors.BadInput(
+                f"model.rope.fraction is {self.fraction}; it must be above 0 and at most 1"
+            )
+        if self.scaling in ("llama3", "yarn"):
+            if self.original_length < 1:
+                raise errors.BadInput(
+                    f"model.rope.original_length is {self.original_length}, and scaling {self.scaling!r} needs the "
+                    "window before it grew; give it"
+                )
+            if not 0 < self.low < self.high:
+                raise errors.BadInput(
+                    f"model.rope.low={self.low} is not above 0 and below model.rope.high={self.high}; "
+                    "change one of them"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How attention scores are made of queries and keys.
+
+    Attributes:
+        scale: multiplies them; 0 is `head_size ** -0.5`. T5 has 1.
+        cap: `cap tanh(score / cap)` bounds them (Gemma 2); 0 leaves them.
+        norm: queries and keys are RMS-normalised over the head first (Qwen 3).
+    """
+
+    scale: float = 0.0
+    cap: float = 0.0
+    norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "cap"):
+            _check_not_negative(f"model.scores.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Mixture of experts in place of the one feed-forward (Mixtral): each token uses `chosen` of `count`; 0 is none."""
+
+    count: int = 0
+    chosen: int = 2
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or (self.count and not 1 <= self.chosen <= self.count):
+            raise errors.BadInput(
+                f"model.experts has count={self.count} and chosen={self.chosen}; chosen must be from 1 to count"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What the last hidden states become.
+
+    Attributes:
+        kind: `lm` gives logits over the vocabulary (of an encoder, for masked tokens); `sequence` classifies a text
+            by its first token; `token` each token; `none` gives the hidden states themselves.
+        labels: names of the classes, in order.
+        activation: between the two maps of `sequence`: `tanh` (BERT, RoBERTa) or `relu` (DistilBERT).
+    """
+
+    kind: str = "lm"
+    labels: tuple[str, ...] = ()
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "model.head", "head.")
+        if bool(self.labels) != (self.kind in ("sequence", "token")):
+            raise errors.BadInput(
+                f"model.head has kind={self.kind!r} and {len(self.labels)} labels; "
+                "a classification head needs labels, and no other has any"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The weights of a model: enough to build it, count it and load it.
 
-    The defaults are those of LLaMA-like decoders; GPT-2 is `position="learned", norm="layer", activation="gelu_tanh",
-    gated=False, bias=True, tied=True`. Fields left 0 follow from the others: `kv_heads = heads`,
-    `head_size = width / heads`, `hidden = 4 width` (plain) or `8/3 width` rounded up to a multiple of 8 (gated).
+    The defaults are those of LLaMA; `model.presets` spells out the others. Fields left 0 follow from the rest:
+    `kv_heads = heads`, `head_size = width / heads`, `hidden = 4 width` (plain) or `8/3 width` rounded up to a multiple
+    of 8 (gated). A recurrent model reads the sizes, `tied`, `embedding` and nothing else.
+
+    Attributes:
+        context_length: the longest row of tokens (of each side, in an encoder–decoder).
+        layers, encoder_layers: blocks; in an encoder–decoder `layers` are the decoder's, and the encoder's follow.
+        position: `learned_from_2` leaves the table's first two rows unused, as fairseq does (RoBERTa, BART);
+            `sinusoidal` interleaves sines and cosines as the paper of 2017 has it, `sinusoidal_halves` keeps them apart
+            as its code does (Marian); `relative` is T5's buckets.
+        windows: how many tokens back a layer sees, itself among them, repeated over the layers; 0 sees all.
+            `(4096,)` is Mistral, `(4096, 0)` Gemma 2.
+        norm: `rms_plus_one` multiplies by one more than its weights (Gemma).
+        block: where norms stand: before each part (`pre`), after each sum (`post`), around each part (`sandwich`); in
+            `parallel` attention and feed-forward read the same input (GPT-NeoX).
+        bias: which maps have one: `qkv` queries, keys and values (Qwen 2); `attention` its output too; `all` the
+            feed-forward too; `output` the map onto the vocabulary too (Marian).
+        tied: the embedding is the output's table (in an encoder–decoder one table serves all three).
+        embedding: `scaled` by sqrt(width); `normed` after positions are added; `head_scaled` instead multiplies by
+            width^-0.5 before the tied head (T5).
+        logit_cap: as `scores.cap`, of the logits.
+        token_types: rows of the table that is added for each token's type (BERT: 2).
     """
 
     vocab_size: int
     context_length: int
     layers: int
     width: int
-    heads: int
+    heads: int = 0
     family: str = "decoder_only"
+    encoder_layers: int = 0
     kv_heads: int = 0
     head_size: int = 0
     hidden: int = 0
     position: str = "rope"
-    rope_theta: float = 10_000.0
+    rope: Rope = Rope()
+    windows: tuple[int, ...] = ()
+    scores: Scores = Scores()
     norm: str = "rms"
     norm_epsilon: float = 1e-5
-    activation: str = "silu"
-    gated: bool = True
-    bias: bool = False
+    block: str = "pre"
+    activation: str = "swiglu"
+    experts: Experts = Experts()
+    bias: str = "none"
     tied: bool = False
+    embedding: str = "plain"
+    logit_cap: float = 0.0
+    token_types: int = 0
+    head: Head = Head()
 
     def __post_init__(self) -> None:
         _check_choices(self, "model")
+        if self.family in RECURRENT:
+            self._set(position="none", heads=1, kv_heads=1, head_size=self.width, hidden=self.width)
         for name in ("vocab_size", "context_length", "layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise errors.BadInput(
                     f"model.{name} is {getattr(self, name)}; it must be at least 1"
                 )
-        for name in ("kv_heads", "head_size", "hidden"):
+        for name in ("kv_heads", "head_size", "hidden", "encoder_layers"):
             if getattr(self, name) < 0:
                 raise errors.BadInput(
                     f"model.{name} is {getattr(self, name)}; it must be at least 1, or 0 to follow from the others"
                 )
-        for name in ("rope_theta", "norm_epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise errors.BadInput(
-                    f"model.{name} is {getattr(self, name)}; it must be above 0 and finite"
-                )
-        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        _check_positive("model.norm_epsilon", self.norm_epsilon)
+        _check_not_negative("model.logit_cap", self.logit_cap)
+        _check_not_negative("model.token_types", self.token_types)
+        if any(window < 0 for window in self.windows) or len(self.windows) > self.layers:
+            raise errors.BadInput(
+                f"model.windows is {self.windows}; it must hold at most one number per layer, each at least 1, or 0 "
+                "to see all"
+            )
+        self._set(kv_heads=self.kv_heads or self.heads)
         if not self.head_size:
             if self.width % self.heads:
                 raise errors.BadInput(
                     f"model.heads={self.heads} does not divide model.width={self.width}; "
                     "change one of them, or set model.head_size"
                 )
-            object.__setattr__(self, "head_size", self.width // self.heads)
+            self._set(head_size=self.width // self.heads)
         if self.heads % self.kv_heads:
             raise errors.BadInput(
                 f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; change one of them"
             )
-        if self.position == "rope" and self.head_size % 2:
+        if self.position == "rope" and (self.rotary_size % 2 or not self.rotary_size):
             raise errors.BadInput(
-                f"model.head_size={self.head_size} is odd, and rotary positions turn pairs; "
-                "make it even or choose another model.position"
+                f"model.head_size={self.head_size} and model.rope.fraction={self.rope.fraction} turn "
+                f"{self.rotary_size} entries of a head, and rotary positions turn pairs; make it even or choose "
+                "another model.position"
             )
         if not self.hidden:
             hidden = -(-8 * self.width // 24) * 8 if self.gated else 4 * self.width
-            object.__setattr__(self, "hidden", hidden)
+            self._set(hidden=hidden)
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """What only some families have."""
+        if self.family == "encoder_decoder":
+            self._set(encoder_layers=self.encoder_layers or self.layers)
+        only = {
+            "encoder_layers": ("encoder_decoder",),
+            "windows": ("decoder_only",),
+            "token_types": ("encoder_only",),
+        }
+        for name, families in only.items():
+            if getattr(self, name) and self.family not in families:
+                raise errors.BadInput(
+                    f"model.{name} is {getattr(self, name)}, which a model of family {self.family!r} does not have; "
+                    "leave it out"
+                )
+        if self.head.kind != "lm" and self.family != "encoder_only":
+            raise errors.BadInput(
+                f"model.head.kind is {self.head.kind!r}, which only an encoder_only model has; leave it out"
+            )
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward multiplies its activation by a third map (Shazeer 2020)."""
+        return self.activation in GATED
+
+    @property
+    def rotary_size(self) -> int:
+        """Entries of each head that rotary positions turn."""
+        return int(self.head_size * self.rope.fraction)
+
+    def window(self, layer: int) -> int:
+        """How many tokens back that layer sees; 0 sees all."""
+        return self.windows[layer % len(self.windows)] if self.windows else 0
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +331,3 @@ class Runtime:
             )
         if self.unroll < 1:
             raise errors.BadInput(f"runtime.unroll is {self.unroll}; it must be at least 1")
-
-
-def _check_choices(config: ModelConfig | Runtime, where: str) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        known = CHOICES.get(field.name)
-        if known and value not in known:
-            hint = errors.nearest(str(value), known)
-            raise errors.BadInput(
-                f"{where}.{field.name} is {value!r}{hint}; known: {', '.join(known)}"
-            )
