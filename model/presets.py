@@ -275,7 +275,7 @@ def get(name: str) -> Values:
     Raises:
         BadInput: when there is none.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise errors.BadInput(
             f"there is no preset {name!r}{errors.nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}"
         )

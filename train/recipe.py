@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decode.settings import Request, Settings
-from model import errors, tokenizer
+from model import errors, presets, tokenizer
 from model.config import ModelConfig, Runtime
 from train import corpus, optimizer
 from train.optimizer import OptimizerConfig
@@ -208,6 +208,8 @@ class Recipe:
 def from_config(config: Mapping[str, Any]) -> Recipe:
     """The recipe of a config's groups: model, tokenizer, data, train, optimizer, runtime, decode, and the seed.
 
+    A `preset` in `model` stands for the values of that published model, which the group's other keys change.
+
     Raises:
         BadInput: for an unknown key, a wrong type, or values that do not go together.
     """
@@ -228,7 +230,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         if name in groups
     }
     built["decode"] = _decode(groups["decode"])
-    built["model"] = dict(groups["model"]) if "model" in groups else {}
+    built["model"] = presets.resolve(groups.get("model", {}))
     others = {name: value for name, value in groups.items() if name not in built}
     recipe = errors.build(Recipe, {**others, **built}, "config")
     _check(recipe)
