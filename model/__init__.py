@@ -13,9 +13,18 @@ from flax import linen as nn
 from model import blocks, checkpoint, errors, tokenizer
 from model.config import ModelConfig, Runtime
 from model.decoder_only import DecoderOnly
+from model.encoder_decoder import EncoderDecoder
+from model.encoder_only import EncoderOnly
+from model.rnn import Recurrent
 from model.tokenizer import Tokenizer
 
-FAMILIES = {"decoder_only": DecoderOnly}
+FAMILIES = {
+    "decoder_only": DecoderOnly,
+    "encoder_only": EncoderOnly,
+    "encoder_decoder": EncoderDecoder,
+    "lstm": Recurrent,
+    "gru": Recurrent,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +55,9 @@ def build(config: ModelConfig, runtime: Runtime = Runtime()) -> nn.Module:
 
 def init_boxed(net: nn.Module, *, key: jax.Array) -> Any:
     """Fresh parameters, each boxed with its logical axis names: what `sharding.of_tree` reads."""
-    return net.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    sides = 2 if net.config.family == "encoder_decoder" else 1
+    return net.init(key, *[tokens_BT] * sides)["params"]
 
 
 def init(net: nn.Module, *, key: jax.Array) -> Any:

@@ -3,20 +3,105 @@
 Masks are boolean, true where a query may look, and broadcast to [B, 1, T, S]; combine them with `&`.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from model import cache, layers, positions
-from model.config import ModelConfig, Runtime
+from model.config import ModelConfig, Runtime, Scores
 
 
-def causal(queries_BT: jax.Array, keys_S: jax.Array) -> jax.Array:
-    """A query sees the slots at or before its own.
+class Sight(NamedTuple):
+    """Where the tokens of a stack stand and what they may see; a batch of 1 serves all rows.
 
-    Example: queries `[[0, 1, 2]]` and keys `[0, 1, 2]` give `[[1, 0, 0], [1, 1, 0], [1, 1, 1]]`.
+    Attributes:
+        positions_BT, keys_BS: int32, where each query and each key stands.
+        sees: bool [B, 1, T, S].
+        bias: float32 [B, N, T, S] added to the scores, or None.
+        real_BT: true at real tokens, or None: all are.
+        source: what cross-attention may see of the source, bool [B, 1, T, S], or None.
     """
-    return (keys_S[None, None, :] <= queries_BT[:, :, None])[:, None]
+
+    positions_BT: jax.Array
+    keys_BS: jax.Array
+    sees: jax.Array
+    bias: jax.Array | None = None
+    real_BT: jax.Array | None = None
+    source: jax.Array | None = None
+
+
+def look(
+    length: int,
+    *,
+    causal: bool,
+    mask_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+    prefix_B: jax.Array | None = None,
+) -> Sight:
+    """What the tokens of whole rows see: a causal or a bidirectional look at real tokens of their own segment.
+
+    Args:
+        length: of the rows.
+        causal: whether a token sees none behind it.
+        mask_BT: true at real tokens.
+        segments_BT: of packed rows; positions start again in each.
+        prefix_B: so many first real tokens of each row see each other both ways (Raffel et al. 2020, section 3.2.1).
+    """
+    positions_BT = jnp.arange(length, dtype=jnp.int32)[None]
+    if mask_BT is not None:
+        positions_BT = positions.from_mask(mask_BT)
+    if segments_BT is not None:
+        positions_BT = positions.from_segments(segments_BT)
+    if causal:
+        sees = before(positions_BT, positions_BT, prefix_B)
+    else:
+        sees = jnp.ones((1, 1, length, length), bool)
+    if mask_BT is not None:
+        sees = sees & real(mask_BT)
+    if segments_BT is not None:
+        sees = sees & same_segment(segments_BT, segments_BT)
+    return Sight(positions_BT, positions_BT, sees, real_BT=mask_BT)
+
+
+def look_back(
+    lengths_B: jax.Array,
+    length: int,
+    slots: int,
+    mask_BT: jax.Array | None = None,
+    prefix_B: jax.Array | None = None,
+) -> Sight:
+    """What `length` new tokens see of a cache that held `lengths_B`: slot p holds the token at position p.
+
+    Of a prefix, only what has come so far: it must be appended at once.
+    """
+    positions_BT = lengths_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+    keys_BS = jnp.arange(slots, dtype=jnp.int32)[None]
+    return Sight(positions_BT, keys_BS, before(positions_BT, keys_BS, prefix_B), real_BT=mask_BT)
+
+
+def before(
+    queries_BT: jax.Array, keys_BS: jax.Array, prefix_B: jax.Array | None = None
+) -> jax.Array:
+    """A query sees the keys at or before its own position, and those of the first `prefix_B` positions.
+
+    Example: queries and keys `[[0, 1, 2]]` give `[[1, 0, 0], [1, 1, 0], [1, 1, 1]]`, and with a prefix of 2
+    `[[1, 1, 0], [1, 1, 0], [1, 1, 1]]`.
+    """
+    sees_BTS = keys_BS[:, None, :] <= queries_BT[:, :, None]
+    if prefix_B is not None:
+        sees_BTS = sees_BTS | (keys_BS[:, None, :] < prefix_B[:, None, None])
+    return sees_BTS[:, None]
+
+
+def within(sight: Sight, window: int | jax.Array) -> Sight:
+    """The same look, but less than `window` tokens back.
+
+    Example: with window 2 the last of three tokens sees `[0, 1, 1]`.
+    """
+    near = sight.positions_BT[:, :, None] - sight.keys_BS[:, None, :] < window
+    return sight._replace(sees=sight.sees & near[:, None])
 
 
 def real(mask_BS: jax.Array) -> jax.Array:
@@ -24,20 +109,48 @@ def real(mask_BS: jax.Array) -> jax.Array:
     return mask_BS[:, None, None, :]
 
 
-def same_segment(segments_BT: jax.Array) -> jax.Array:
+def same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
     """Packed documents never see each other.
 
     Example: segments `[1, 1, 2]` give `[[1, 1, 0], [1, 1, 0], [0, 0, 1]]`.
     """
-    return (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return (queries_BT[:, :, None] == keys_BS[:, None, :])[:, None]
 
 
-def probabilities(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    """The attention map [B, N, T, S] in float32, for people to look at; a row with nothing to see is zero."""
+def probabilities(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, sight: Sight, scale: float, cap: float
+) -> jax.Array:
+    """The attention map [B, N, T, S] in float32; a row with nothing to see is zero."""
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
     k_BSNH = jnp.repeat(k_BSKH, groups, axis=2).astype(jnp.float32)
     scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH.astype(jnp.float32), k_BSNH) * scale
-    return jax.nn.softmax(scores_BNTS, axis=-1, where=mask)
+    scores_BNTS = soft_cap(scores_BNTS, cap)
+    if sight.bias is not None:
+        scores_BNTS = scores_BNTS + sight.bias
+    return jax.nn.softmax(scores_BNTS, axis=-1, where=sight.sees)
+
+
+def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
+    """`cap tanh(scores / cap)`: between -cap and cap, and nearly unchanged near 0 (Gemma 2); 0 changes nothing."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
+
+
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight, scale: float, cap: float
+) -> jax.Array:
+    """Values averaged by the attention map, [B, T, N, H]."""
+    if not cap:
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, bias=sight.bias, mask=sight.sees, scale=scale
+        )
+    map_BNTS = probabilities(q_BTNH, k_BSKH, sight, scale, cap).astype(v_BSKH.dtype)
+    v_BSNH = jnp.repeat(v_BSKH, q_BTNH.shape[2] // v_BSKH.shape[2], axis=2)
+    return jnp.einsum("BNTS,BSNH->BTNH", map_BNTS, v_BSNH)
+
+
+def score_scale(scores: Scores, head_size: int) -> float:
+    """What scores are multiplied by."""
+    return scores.scale or head_size**-0.5
 
 
 class Attention(nn.Module):
@@ -48,41 +161,50 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        mask: jax.Array,
-        positions_BT: jax.Array,
-        past: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+        self, x_BTD: jax.Array, sight: Sight, source_BSD: jax.Array | None = None, past: Any = None
     ) -> tuple[jax.Array, dict]:
         """Returns [B, T, D] and `aux`: the attention map, and the keys and values seen.
 
-        `past` is (keys [B, S, K, H], values [B, S, K, H], lengths [B]); the new tokens are appended to it.
+        Args:
+            x_BTD: what asks.
+            sight: who sees whom.
+            source_BSD: what is asked in cross-attention, where positions play no part; itself otherwise.
+            past: (keys [B, S, K, H], values [B, S, K, H], lengths [B]), to which new tokens are appended; in
+                cross-attention (keys, values) of a source that was read before, taken as they are.
         """
-        c = self.config
-        dense = dict(bias=c.bias, dtype=self.runtime.dtype)
-        kv = dict(
-            shape=(c.width, c.kv_heads, c.head_size), axes=("embed", "kv_heads", "head"), **dense
-        )
-        q_BTNH = layers.Dense(
-            "BTD,DNH->BTNH",
-            (c.width, c.heads, c.head_size),
-            ("embed", "heads", "head"),
-            name="query",
-            **dense,
-        )(x_BTD)
-        k_BTKH = layers.Dense("BTD,DKH->BTKH", name="key", **kv)(x_BTD)
-        v_BTKH = layers.Dense("BTD,DKH->BTKH", name="value", **kv)(x_BTD)
-        if c.position == "rope":
-            q_BTNH = positions.rotate(q_BTNH, positions_BT, c.rope_theta)
-            k_BTKH = positions.rotate(k_BTKH, positions_BT, c.rope_theta)
-        k_BSKH, v_BSKH = k_BTKH, v_BTKH
-        if past is not None:
-            keys_BSKH, values_BSKH, lengths_B = past
-            k_BSKH = cache.append(keys_BSKH, k_BTKH, lengths_B)
-            v_BSKH = cache.append(values_BSKH, v_BTKH, lengths_B)
-        scale = c.head_size**-0.5
-        y_BTNH = jax.nn.dot_product_attention(
-            q_BTNH, k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype), mask=mask, scale=scale
+        c, cross = self.config, sight.source is not None
+        dense = dict(bias=c.bias != "none", dtype=self.runtime.dtype)
+        query = dict(shape=(c.width, c.heads, c.head_size), axes=("embed", "heads", "head"))
+        kv = dict(shape=(c.width, c.kv_heads, c.head_size), axes=("embed", "kv_heads", "head"))
+        q_BTNH = layers.Dense("BTD,DNH->BTNH", name="query", **query, **dense)(x_BTD)
+        if c.scores.norm:
+            q_BTNH = layers.Norm(c, self.runtime.dtype, name="query_norm")(q_BTNH)
+        if c.position == "rope" and not cross:
+            q_BTNH = positions.rotate(q_BTNH, sight.positions_BT, c.rope)
+        if cross:
+            sight = sight._replace(sees=sight.source, bias=None)
+        if cross and past is not None:
+            k_BSKH, v_BSKH = past
+        else:
+            asked_BSD = x_BTD if source_BSD is None else source_BSD
+            k_BSKH = layers.Dense("BSD,DKH->BSKH", name="key", **kv, **dense)(asked_BSD)
+            v_BSKH = layers.Dense("BSD,DKH->BSKH", name="value", **kv, **dense)(asked_BSD)
+            if c.scores.norm:
+                k_BSKH = layers.Norm(c, self.runtime.dtype, name="key_norm")(k_BSKH)
+            if c.position == "rope" and not cross:
+                k_BSKH = positions.rotate(k_BSKH, sight.positions_BT, c.rope)
+            if past is not None:
+                keys_BSKH, values_BSKH, lengths_B = past
+                k_BSKH = cache.append(keys_BSKH, k_BSKH, lengths_B)
+                v_BSKH = cache.append(values_BSKH, v_BSKH, lengths_B)
+        scale = score_scale(c.scores, c.head_size)
+        y_BTNH = attend(
+            q_BTNH,
+            k_BSKH.astype(q_BTNH.dtype),
+            v_BSKH.astype(q_BTNH.dtype),
+            sight,
+            scale,
+            c.scores.cap,
         )
         y_BTD = layers.Dense(
             "BTNH,NHD->BTD",
@@ -90,10 +212,10 @@ class Attention(nn.Module):
             ("heads", "head", "embed"),
             scale=(2 * c.layers) ** -0.5,
             name="out",
-            **dense,
+            **{**dense, "bias": c.bias not in ("none", "qkv")},
         )(y_BTNH)
         aux = {
-            "attention": probabilities(q_BTNH, k_BSKH, mask, scale),
+            "attention": probabilities(q_BTNH, k_BSKH, sight, scale, c.scores.cap),
             "keys": k_BSKH,
             "values": v_BSKH,
         }

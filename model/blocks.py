@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model import attention, layers
+from model import attention, config, layers, positions
+from model.attention import Sight
 from model.cache import Cache
 from model.config import ModelConfig, Runtime
 
@@ -18,7 +19,11 @@ ACTIVATION_AXES = ("batch", "sequence", "activation")
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each normalised first and added to the residual stream (pre-norm)."""
+    """Attention, where there is a source cross-attention, then feed-forward, each added to the residual stream.
+
+    Norms stand before each part (`pre`), after each sum (`post`), or around each part (`sandwich`); in a `parallel`
+    block attention and feed-forward read the same stream (Black et al. 2022, section 2.1).
+    """
 
     config: ModelConfig
     runtime: Runtime
@@ -26,64 +31,155 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, mask: jax.Array, positions_BT: jax.Array, past: Any = None
+        self,
+        x_BTD: jax.Array,
+        sight: Sight,
+        source_BSD: jax.Array | None = None,
+        past: Any = None,
+        kept: Any = None,
     ) -> tuple[jax.Array, dict]:
-        c, dtype = self.config, self.runtime.dtype
-        drop = nn.Dropout(self.runtime.dropout, deterministic=not self.train)
-        h_BTD = layers.Norm(c, dtype, name="attention_norm")(x_BTD)
-        h_BTD, aux = attention.Attention(c, self.runtime, name="attention")(
-            h_BTD, mask, positions_BT, past
+        """Returns [B, T, D] and `aux`; `past` and `kept` are the caches of attention and of cross-attention."""
+        c, run = self.config, self.runtime
+        drop = nn.Dropout(run.dropout, deterministic=not self.train)
+
+        def norm(name: str, x_BTD: jax.Array, at: tuple[str, ...]) -> jax.Array:
+            return layers.Norm(c, run.dtype, name=name)(x_BTD) if c.block in at else x_BTD
+
+        def branch(name: str, x_BTD: jax.Array, part: nn.Module, *args: Any) -> tuple:
+            h_BTD = norm(f"{name}_norm", x_BTD, ("pre", "sandwich", "parallel"))
+            h_BTD = part(h_BTD, *args)
+            h_BTD, aux = h_BTD if isinstance(h_BTD, tuple) else (h_BTD, {})
+            return drop(norm(f"{name}_out_norm", h_BTD, ("sandwich",))), aux
+
+        def add(name: str, x_BTD: jax.Array, h_BTD: jax.Array) -> jax.Array:
+            return norm(f"{name}_norm", x_BTD + h_BTD, ("post",))
+
+        self_attention = attention.Attention(c, run, name="attention")
+        h_BTD, aux = branch(
+            "attention", x_BTD, self_attention, sight._replace(source=None), None, past
         )
-        x_BTD = x_BTD + drop(h_BTD)
-        h_BTD = layers.Norm(c, dtype, name="feed_forward_norm")(x_BTD)
-        h_BTD = layers.FeedForward(c, self.runtime, name="feed_forward")(h_BTD)
-        x_BTD = nn.with_logical_constraint(x_BTD + drop(h_BTD), ACTIVATION_AXES)
-        return x_BTD, aux
+        before_BTD, x_BTD = x_BTD, add("attention", x_BTD, h_BTD)
+        if sight.source is not None:
+            cross = attention.Attention(c, run, name="cross")
+            h_BTD, cross_aux = branch("cross", x_BTD, cross, sight, source_BSD, kept)
+            x_BTD = add("cross", x_BTD, h_BTD)
+            aux |= {f"cross_{name}": value for name, value in cross_aux.items()}
+        feed_forward = (layers.Experts if c.experts.count else layers.FeedForward)(
+            c, run, name="feed_forward"
+        )
+        read_BTD = before_BTD if c.block == "parallel" else x_BTD
+        h_BTD, _ = branch("feed_forward", read_BTD, feed_forward)
+        x_BTD = add("feed_forward", x_BTD, h_BTD)
+        return nn.with_logical_constraint(x_BTD, ACTIVATION_AXES), aux
 
 
 class Stack(nn.Module):
-    """`layers` blocks in a row.
+    """Positions, blocks in a row, and the last norm: what turns embedded tokens into hidden states.
 
-    Returns the residual stream and `aux`, per layer: attention maps, and keys and values. A scanned stack keeps no
-    `aux` (stacking it would cost memory in every training step) and takes no cache.
+    Returns them and `aux`, per layer: attention maps, and keys and values. A scanned stack keeps no `aux` (stacking it
+    would cost memory in every training step) and takes no cache.
+
+    Attributes:
+        layers: how many blocks.
+        causal: whether tokens see none behind them, which relative positions want to know.
+        block: what a layer is.
     """
 
     config: ModelConfig
     runtime: Runtime
+    layers: int
+    causal: bool = True
+    block: Any = Block
 
     @nn.compact
     def __call__(
         self,
         x_BTD: jax.Array,
-        mask: jax.Array,
-        positions_BT: jax.Array,
+        sight: Sight,
+        source_BSD: jax.Array | None = None,
         cache: Cache | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, dict]:
         c, run = self.config, self.runtime
-        block = Block
+        x_BTD = positions.PositionEmbedding(c, run, name="position")(x_BTD, sight.positions_BT)
+        if c.embedding in ("normed", "scaled_normed"):
+            x_BTD = layers.Norm(c, run.dtype, name="embedding_norm")(x_BTD)
+        x_BTD = nn.Dropout(run.dropout)(x_BTD, deterministic=not train)
+        x_BTD = nn.with_logical_constraint(x_BTD, ACTIVATION_AXES)
+        sight = self._biased(sight)
+        block = self.block
         if run.remat != "none":
-            block = nn.remat(Block, policy=REMAT[run.remat], prevent_cse=not run.scan)
+            block = nn.remat(block, policy=REMAT[run.remat], prevent_cse=not run.scan)
         if run.scan:
-            scan = nn.scan(
-                lambda layer, x, mask, positions: (layer(x, mask, positions)[0], None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=c.layers,
-                unroll=min(run.unroll, c.layers),
-                metadata_params={nn.PARTITION_NAME: "layers"},
+            x_BTD, aux = (
+                self._scanned(block(c, run, train, name="layers"), x_BTD, sight, source_BSD),
+                {},
             )
-            x_BTD, _ = scan(block(c, run, train, name="layers"), x_BTD, mask, positions_BT)
-            return x_BTD, {}
-        aux: dict[str, list] = {"attention": [], "keys": [], "values": []}
-        for i in range(c.layers):
-            past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths_B)
-            x_BTD, layer_aux = block(c, run, train, name=f"layers_{i}")(
-                x_BTD, mask, positions_BT, past
+        else:
+            x_BTD, aux = self._unrolled(block, x_BTD, sight, source_BSD, cache, train)
+        if c.block != "post" and c.family not in config.RECURRENT:
+            x_BTD = layers.Norm(c, run.dtype, name="norm")(x_BTD)
+        return x_BTD, aux
+
+    def _biased(self, sight: Sight) -> Sight:
+        """The look, with what positions add to the scores."""
+        c = self.config
+        where = sight.positions_BT, sight.keys_BS
+        if c.position == "alibi":
+            return sight._replace(bias=positions.alibi(c.heads, *where, self.causal))
+        if c.position == "relative":
+            bias = positions.RelativeBias(c, self.causal, name="relative")(*where)
+            return sight._replace(bias=bias)
+        return sight
+
+    def _windows(self) -> list[int]:
+        """How far back each layer sees; a layer that sees all has a window that nothing can leave."""
+        return [self.config.window(i) or self.config.context_length for i in range(self.layers)]
+
+    def _scanned(
+        self, block: nn.Module, x_BTD: jax.Array, sight: Sight, source_BSD: jax.Array | None
+    ) -> jax.Array:
+        """One block's code, looped over stacked weights."""
+        windows = self._windows()
+        many = None
+        if len(set(windows)) > 1:
+            many = jnp.array(windows, jnp.int32)
+        elif any(self.config.windows):
+            sight = attention.within(sight, windows[0])
+        scan = nn.scan(
+            lambda layer, x, window, sight, source: (
+                layer(x, sight if window is None else attention.within(sight, window), source)[0],
+                None,
+            ),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.layers,
+            unroll=min(self.runtime.unroll, self.layers),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(block, x_BTD, many, sight, source_BSD)[0]
+
+    def _unrolled(
+        self,
+        block: Any,
+        x_BTD: jax.Array,
+        sight: Sight,
+        source_BSD: jax.Array | None,
+        cache: Cache | None,
+        train: bool,
+    ) -> tuple[jax.Array, dict]:
+        """Each block's own code."""
+        windows = self._windows() if any(self.config.windows) else []
+        looks = {window: attention.within(sight, window) for window in windows}
+        aux: dict[str, list] = {}
+        for i in range(self.layers):
+            past, kept = (None, None) if cache is None else cache.layer(i)
+            x_BTD, layer_aux = block(self.config, self.runtime, train, name=f"layers_{i}")(
+                x_BTD, looks[windows[i]] if windows else sight, source_BSD, past, kept
             )
             for name, value in layer_aux.items():
-                aux[name].append(value)
+                aux.setdefault(name, []).append(value)
         return x_BTD, aux
 
 

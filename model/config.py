@@ -299,6 +299,13 @@ class ModelConfig:
         """How many tokens back that layer sees; 0 sees all."""
         return self.windows[layer % len(self.windows)] if self.windows else 0
 
+    def check_length(self, tokens: int) -> None:
+        """Refuses a row of more tokens than the window holds."""
+        if tokens > self.context_length:
+            raise errors.BadInput(
+                f"{tokens} tokens are more than model.context_length={self.context_length}; shorten the input"
+            )
+
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -1,4 +1,4 @@
-"""What acts on each token alone: the dense seam, the embedding, norms, feed-forward.
+"""What acts on each token alone: the dense seam, the embedding, norms, feed-forward and experts.
 
 `Dense` is the one place where an activation meets a weight matrix. Sharding names, adapters, quantised or transposed
 weights all attach there.
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from model import config
 from model.config import ModelConfig, Runtime
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -17,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
+    "tanh": jnp.tanh,
 }
 
 
@@ -50,7 +52,7 @@ class Dense(nn.Module):
         letters_in, letters_weight = operands.split(",")
         size = dict(zip(letters_weight, self.shape, strict=True))
         fan_in = 1
-        for letter in set(letters_in) & set(letters_weight):
+        for letter in (set(letters_in) & set(letters_weight)) - set(result):
             fan_in *= size[letter]
         init = normal(self.scale * fan_in**-0.5, self.axes)
         weight = self.param("weight", init, self.shape, jnp.float32)
@@ -65,22 +67,23 @@ class Dense(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The token table, and, when tied, the output head."""
+    """The table of tokens, or of `types` of tokens."""
 
     config: ModelConfig
     runtime: Runtime
+    types: bool = False
 
     def setup(self) -> None:
-        shape = (self.config.vocab_size, self.config.width)
-        self.weight = self.param("weight", normal(0.02, ("vocab", "embed")), shape, jnp.float32)
+        c = self.config
+        rows, axis = (c.token_types, "position") if self.types else (c.vocab_size, "vocab")
+        init = normal(0.02, (axis, "embed"))
+        self.weight = self.param("weight", init, (rows, c.width), jnp.float32)
 
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        return jnp.take(self.weight.astype(self.runtime.dtype), tokens_BT, axis=0)
-
-    def attend(self, x_BTD: jax.Array) -> jax.Array:
-        """Float32 logits by the transposed table (Press & Wolf 2017)."""
-        weight_VD = self.weight.astype(self.runtime.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=jnp.float32)
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        x_BTD = jnp.take(self.weight, ids_BT, axis=0).astype(self.runtime.dtype)
+        if self.config.embedding in ("scaled", "scaled_normed"):
+            x_BTD *= jnp.asarray(self.config.width**0.5, x_BTD.dtype)
+        return x_BTD
 
 
 class Norm(nn.Module):
@@ -91,18 +94,20 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        layer = self.config.norm == "layer"
-        width = (x.shape[-1],)
+        kind, width = self.config.norm, (x.shape[-1],)
         ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
         y = x.astype(jnp.float32)
-        if layer:
+        if kind == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.config.norm_epsilon)
+        from_zero = kind == "rms_plus_one"
+        scale = self.param("scale", zeros if from_zero else ones, width, jnp.float32)
         one = (1,) * (x.ndim - 1)
-        y = y * self.param("scale", ones, width, jnp.float32).reshape(*one, *width)
-        if layer:
-            y = y + self.param("bias", zeros, width, jnp.float32).reshape(*one, *width)
+        y = y * (scale.astype(jnp.float32) + float(from_zero)).reshape(*one, *width)
+        if kind == "layer":
+            bias = self.param("bias", zeros, width, jnp.float32).astype(jnp.float32)
+            y = y + bias.reshape(*one, *width)
         return y.astype(self.dtype)
 
 
@@ -115,9 +120,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
-        dense = dict(bias=c.bias, dtype=self.runtime.dtype)
+        dense = dict(bias=c.bias in ("all", "output"), dtype=self.runtime.dtype)
         up = dict(shape=(c.width, c.hidden), axes=("embed", "mlp"), **dense)
-        activate = ACTIVATIONS[c.activation]
+        activate = ACTIVATIONS[config.GATED.get(c.activation, c.activation)]
         h_BTF = Dense("BTD,DF->BTF", name="up", **up)(x_BTD)
         if c.gated:
             h_BTF = activate(Dense("BTD,DF->BTF", name="gate", **up)(x_BTD)) * h_BTF
@@ -132,3 +137,50 @@ class FeedForward(nn.Module):
             name="down",
             **dense,
         )(h_BTF)
+
+
+class Experts(nn.Module):
+    """A mixture of feed-forwards (Jiang et al. 2024, section 2.1): each token's `chosen` best, by their softmax.
+
+    Every expert computes every token and the rest are weighed 0: exact, without a token dropped or a neighbour felt,
+    for `count / chosen` times the arithmetic.
+    """
+
+    config: ModelConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c, count = self.config, self.config.experts.count
+        dense = dict(bias=False, dtype=self.runtime.dtype)
+        up = dict(shape=(count, c.width, c.hidden), axes=("expert", "embed", "mlp"), **dense)
+        scores_BTE = Dense(
+            "BTD,DE->BTE", (c.width, count), ("embed", "expert"), name="router", **dense
+        )(x_BTD)
+        weights_BTE = routing(scores_BTE.astype(jnp.float32), c.experts.chosen)
+        activate = ACTIVATIONS[config.GATED.get(c.activation, c.activation)]
+        h_BTEF = Dense("BTD,EDF->BTEF", name="up", **up)(x_BTD)
+        if c.gated:
+            h_BTEF = activate(Dense("BTD,EDF->BTEF", name="gate", **up)(x_BTD)) * h_BTEF
+        else:
+            h_BTEF = activate(h_BTEF)
+        h_BTEF = h_BTEF * weights_BTE[:, :, :, None].astype(h_BTEF.dtype)
+        return Dense(
+            "BTEF,EFD->BTD",
+            (count, c.hidden, c.width),
+            ("expert", "mlp", "embed"),
+            scale=(2 * c.layers) ** -0.5 * (count / c.experts.chosen) ** 0.5,
+            name="down",
+            **dense,
+        )(h_BTEF)
+
+
+def routing(scores_BTE: jax.Array, chosen: int) -> jax.Array:
+    """The softmax over each token's `chosen` highest scores; all others get 0, and the lowest id wins a tie.
+
+    Example: scores `[0, ln 3, -9]` with two chosen give `[0.25, 0.75, 0]`.
+    """
+    best, ids = jax.lax.top_k(scores_BTE, chosen)
+    weights = jax.nn.softmax(best, axis=-1)
+    places = jax.nn.one_hot(ids, scores_BTE.shape[-1], dtype=weights.dtype)
+    return (weights[..., None] * places).sum(axis=-2)

@@ -29,6 +29,9 @@ RULES = (
     ("head", None),
     ("norm", None),
     ("position", None),
+    ("expert", None),
+    ("gate", None),
+    ("class", None),
     ("layers", None),
 )
 

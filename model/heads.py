@@ -1,0 +1,81 @@
+"""What do the last hidden states become? Logits over the vocabulary, or over the classes of a text or of its tokens."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model import attention, layers
+from model.config import ModelConfig, Runtime
+
+
+class Output(nn.Module):
+    """Float32 logits [B, T, V] by a table of the vocabulary: its own, or the embedding's (Press & Wolf 2017)."""
+
+    config: ModelConfig
+    runtime: Runtime
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+        """The logits; `table_VD` is the embedding's, and not looked at unless the model is tied."""
+        c = self.config
+        axes = ("vocab", "embed")
+        if not c.tied:
+            init = layers.normal(0.02, axes)
+            table_VD = self.param("weight", init, (c.vocab_size, c.width), jnp.float32)
+        if c.embedding == "head_scaled":
+            x_BTD *= jnp.asarray(c.width**-0.5, x_BTD.dtype)
+        table_VD = table_VD.astype(self.runtime.dtype)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        if self.bias or c.bias == "output":
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[:1])
+            bias_V = self.param("bias", zeros, (c.vocab_size,), jnp.float32)
+            logits_BTV += bias_V.astype(jnp.float32)[None, None, :]
+        return attention.soft_cap(logits_BTV, c.logit_cap)
+
+
+class Transform(nn.Module):
+    """What BERT does to a hidden state before the vocabulary's table: a map, the activation, a norm."""
+
+    config: ModelConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c, dtype = self.config, self.runtime.dtype
+        dense = layers.Dense(
+            "BTD,DF->BTF", (c.width, c.width), ("embed", "mlp"), True, dtype, name="dense"
+        )
+        h_BTF = layers.ACTIVATIONS[c.activation](dense(x_BTD))
+        return layers.Norm(c, dtype, name="norm")(h_BTF)
+
+
+class Classifier(nn.Module):
+    """Float32 logits over the head's labels: [B, C] for a text by its first real token, or [B, T, C] for each token."""
+
+    config: ModelConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None, train: bool) -> jax.Array:
+        c, dtype, head = self.config, self.runtime.dtype, self.config.head
+        drop = nn.Dropout(self.runtime.dropout, deterministic=not train)
+        if head.kind == "sequence":
+            x_BTD = _first(x_BTD, mask_BT)
+            dense = layers.Dense(
+                "BTD,DF->BTF", (c.width, c.width), ("embed", "mlp"), True, dtype, name="dense"
+            )
+            x_BTD = layers.ACTIVATIONS[head.activation](dense(x_BTD))
+        out = layers.Dense(
+            "BTD,DC->BTC", (c.width, len(head.labels)), ("embed", "class"), True, dtype, name="out"
+        )
+        logits_BTC = out(drop(x_BTD)).astype(jnp.float32)
+        return logits_BTC[:, 0] if head.kind == "sequence" else logits_BTC
+
+
+def _first(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
+    """The hidden state of each row's first real token, [B, 1, D]."""
+    if mask_BT is None:
+        return x_BTD[:, :1]
+    first_B = jnp.argmax(mask_BT, axis=1)
+    return jnp.take_along_axis(x_BTD, first_B[:, None, None], axis=1)
