@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 from hypothesis import strategies
 
-from model import errors, tokenizer
+from model import errors, tokenizer, trained_tokenizer
 
 PROSE = """Ganymede is the largest moon of Jupiter, and the only moon known to have a magnetic field.
 It was discovered by Galileo Galilei in 1610; the name was proposed by Simon Marius soon after.
@@ -103,11 +103,11 @@ def test_a_batch_has_the_ids_of_its_texts_alone(trained, texts):
 )
 def test_long_text_is_cut_without_changing_its_ids(trained, lines, monkeypatch):
     text = "\n".join(lines)
-    monkeypatch.setattr(tokenizer, "_ENCODE_CHARACTERS", 10**9)
+    monkeypatch.setattr(trained_tokenizer, "_ENCODE_CHARACTERS", 10**9)
     whole = trained.encode(text)
-    monkeypatch.setattr(tokenizer, "_ENCODE_CHARACTERS", 3)
+    monkeypatch.setattr(trained_tokenizer, "_ENCODE_CHARACTERS", 3)
     assert trained.encode(text) == whole
-    assert len(tokenizer._parts("moon\nmoon\nmoon")) == 3
+    assert len(trained_tokenizer._parts("moon\nmoon\nmoon")) == 3
 
 
 def test_special_ids_are_fixed(trained):
@@ -224,15 +224,15 @@ def test_no_text_is_silently_left_out_of_the_training(text):
 
 def test_training_reads_at_most_the_bytes_allowed_whatever_the_order():
     texts = [f"moon{number} " * 300 for number in range(41)]
-    sample = tokenizer._sample(texts, max_bytes=20_000)
+    sample = trained_tokenizer._sample(texts, max_bytes=20_000)
     assert 20_000 <= sum(map(len, sample)) < 20_000 + 3000
-    assert tokenizer._sample(texts[::-1], max_bytes=20_000) == sample
-    assert sorted(tokenizer._sample(texts, max_bytes=10**9)) == sorted(texts)
+    assert trained_tokenizer._sample(texts[::-1], max_bytes=20_000) == sample
+    assert sorted(trained_tokenizer._sample(texts, max_bytes=10**9)) == sorted(texts)
 
 
 def test_blocks_of_a_long_document_join_to_the_document():
     for text in (CODE * 1009, "x" * 200_003, "\n" * 70_001, ""):
-        blocks = list(tokenizer._blocks([text]))
+        blocks = list(trained_tokenizer._blocks([text]))
         assert "".join(blocks) == text
         assert all(0 < len(block) <= 1 << 16 for block in blocks)
 
@@ -321,7 +321,9 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(trained, tmp_path, m
 
 def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(
-        errors.BadInput, match=r"cannot read the tokenizer .*tokenizer\.model: No such file"
+        errors.BadInput,
+        match=r"cannot read the tokenizer of .*: there is none; the directory must hold tokenizer\.json, vocab\.json "
+        r"with merges\.txt, source\.spm with target\.spm and vocab\.json, vocab\.txt, or a SentencePiece model",
     ):
         tokenizer.load(tmp_path)
 
@@ -338,7 +340,7 @@ def test_a_damaged_tokenizer_is_refused_without_a_word_on_the_terminal(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_tokenizer_that_loses_spaces_is_refused(tmp_path):
+def test_a_tokenizer_that_has_our_special_ids_and_loses_spaces_is_refused(tmp_path):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(PROSE.split("\n")),
@@ -346,7 +348,30 @@ def test_a_tokenizer_that_loses_spaces_is_refused(tmp_path):
         vocab_size=307,
         byte_fallback=True,
         minloglevel=2,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     with pytest.raises(errors.BadInput, match=r"tokenizer\.model changes spaces or line breaks"):
         tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert tokenizer.load(tmp_path).decode([2, 3]) == ""  # beside such a file it is somebody's own
+
+
+def test_special_tokens_in_a_text_are_parsed_only_when_asked_for(trained):
+    moon, orbit = trained.encode("moon"), trained.encode("orbit")
+    assert trained.encode("moon</s>orbit<s>", special=True) == [*moon, 3, *orbit, 2]
+    assert not {2, 3} & set(trained.encode("moon</s>orbit<s>"))
+
+
+def test_a_prompt_stands_behind_the_begin_of_text_id(trained):
+    assert tokenizer.prompt_ids(trained, "moon") == [2, *trained.encode("moon")]
+    assert (trained.prefix_ids, trained.suffix_ids, trained.eos_ids) == ((2,), (), (3,))
+    assert (trained.mask_id, trained.start_id) == (None, None)
+
+
+def test_a_trained_tokenizer_has_no_chat_template(trained):
+    with pytest.raises(errors.BadInput, match="this tokenizer was trained without a chat template"):
+        trained.chat([{"role": "user", "content": "moon"}])
