@@ -1,238 +1,379 @@
-"""Theirs: how do the tensors of a Hugging Face checkpoint lie in our parameter tree, and ours in theirs?
+"""Theirs: how do the tensors of a Hugging Face checkpoint become our parameters, and ours theirs?
 
-One table per architecture, read in both directions. A row says: their name, our path (three for a fused tensor), their
-axes, our axes. Axes are letters of the dimension key; parentheses join axes into one dimension, and Q numbers the parts
-of a fused tensor. `"(NH)D"` against `"DNH"` is a PyTorch linear layer over heads; `"D(QNH)"` is GPT-2's fused
-query-key-value matrix.
+The tables of `architectures` are read in both directions here. Nothing is computed before it is asked for: a parameter
+of a mapped file is a view of it, and a tensor to be written is made when it is written.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from model import errors
+from model import architectures, config, errors, hf_config
 from model.config import ModelConfig
+from model.rows import Architecture, Row
 
-QKV = ("query", "key", "value")
+TABLES = architectures.TABLES
+model_config = hf_config.model_config
+CONDITIONS: dict[str, Callable[[ModelConfig], bool]] = {
+    "gated": lambda c: c.gated,
+    "plain": lambda c: not c.gated,
+    "tied": lambda c: c.tied and c.head.kind == "lm",
+    "untied": lambda c: not c.tied and c.head.kind == "lm",
+    "lm": lambda c: c.head.kind == "lm",
+    "sequence": lambda c: c.head.kind == "sequence",
+    "token": lambda c: c.head.kind == "token",
+}
+BIASES = config.CHOICES["bias"]  # each has the biases of those before it
+NEEDED = {
+    **dict.fromkeys(("query", "key", "value"), "qkv"),
+    "out": "attention",
+    **dict.fromkeys(("up", "gate", "down"), "all"),
+    "output": "output",
+}
+BUCKETS = 32  # of T5's relative positions
+NAMED = 5  # so many tensors of a list are named, the rest counted
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One of their tensors and the parameters of ours it holds; `{i}` counts layers."""
+class Entry:
+    """A row of a table for one layer; several names where each expert has a tensor of its own."""
 
-    theirs: str
+    names: tuple[str, ...]
     ours: tuple[str, ...]
     their_axes: str
     our_axes: str
+    experts: bool
+
+    @property
+    def order(self) -> str:
+        """Our axes of one of their tensors, behind Q where that numbers parameters of ours."""
+        return "Q" * self.parted + self.our_axes.removeprefix("E" * self.experts)
+
+    @property
+    def parted(self) -> bool:
+        """Whether Q counts parameters of ours rather than being an axis of one."""
+        return "Q" in self.their_axes and "Q" not in self.our_axes
 
 
-def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    return (
-        Row(f"{theirs}.weight", (f"{ours}/scale",), "D", "D"),
-        Row(f"{theirs}.bias", (f"{ours}/bias",), "D", "D"),
-    )
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Which tensors of a checkpoint are what.
+
+    Attributes:
+        found: of each name in the table, the checkpoint's own, or None where it may be left out and is.
+        copies: tensors that must equal another: (its name, the other's name), both the checkpoint's.
+        aside: those that the model does not use.
+    """
+
+    found: dict[str, str | None]
+    copies: tuple[tuple[str, str], ...]
+    aside: tuple[str, ...]
 
 
-GPT2 = (
-    Row("transformer.wte.weight", ("embedding/weight",), "VD", "VD"),
-    Row("transformer.wpe.weight", ("position/weight",), "PD", "PD"),
-    *_norm("transformer.h.{i}.ln_1", "stack/layers_{i}/attention_norm"),
-    Row(
-        "transformer.h.{i}.attn.c_attn.weight",
-        tuple(f"stack/layers_{{i}}/attention/{name}/weight" for name in QKV),
-        "D(QNH)",
-        "DNH",
-    ),
-    Row(
-        "transformer.h.{i}.attn.c_attn.bias",
-        tuple(f"stack/layers_{{i}}/attention/{name}/bias" for name in QKV),
-        "(QNH)",
-        "NH",
-    ),
-    Row(
-        "transformer.h.{i}.attn.c_proj.weight",
-        ("stack/layers_{i}/attention/out/weight",),
-        "(NH)D",
-        "NHD",
-    ),
-    Row("transformer.h.{i}.attn.c_proj.bias", ("stack/layers_{i}/attention/out/bias",), "D", "D"),
-    *_norm("transformer.h.{i}.ln_2", "stack/layers_{i}/feed_forward_norm"),
-    Row(
-        "transformer.h.{i}.mlp.c_fc.weight",
-        ("stack/layers_{i}/feed_forward/up/weight",),
-        "DF",
-        "DF",
-    ),
-    Row("transformer.h.{i}.mlp.c_fc.bias", ("stack/layers_{i}/feed_forward/up/bias",), "F", "F"),
-    Row(
-        "transformer.h.{i}.mlp.c_proj.weight",
-        ("stack/layers_{i}/feed_forward/down/weight",),
-        "FD",
-        "FD",
-    ),
-    Row(
-        "transformer.h.{i}.mlp.c_proj.bias", ("stack/layers_{i}/feed_forward/down/bias",), "D", "D"
-    ),
-    *_norm("transformer.ln_f", "norm"),
-)
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is made when it is read."""
 
-LLAMA = (
-    Row("model.embed_tokens.weight", ("embedding/weight",), "VD", "VD"),
-    Row(
-        "model.layers.{i}.input_layernorm.weight",
-        ("stack/layers_{i}/attention_norm/scale",),
-        "D",
-        "D",
-    ),
-    Row(
-        "model.layers.{i}.self_attn.q_proj.weight",
-        ("stack/layers_{i}/attention/query/weight",),
-        "(NH)D",
-        "DNH",
-    ),
-    Row(
-        "model.layers.{i}.self_attn.k_proj.weight",
-        ("stack/layers_{i}/attention/key/weight",),
-        "(KH)D",
-        "DKH",
-    ),
-    Row(
-        "model.layers.{i}.self_attn.v_proj.weight",
-        ("stack/layers_{i}/attention/value/weight",),
-        "(KH)D",
-        "DKH",
-    ),
-    Row(
-        "model.layers.{i}.self_attn.o_proj.weight",
-        ("stack/layers_{i}/attention/out/weight",),
-        "D(NH)",
-        "NHD",
-    ),
-    Row(
-        "model.layers.{i}.post_attention_layernorm.weight",
-        ("stack/layers_{i}/feed_forward_norm/scale",),
-        "D",
-        "D",
-    ),
-    Row(
-        "model.layers.{i}.mlp.gate_proj.weight",
-        ("stack/layers_{i}/feed_forward/gate/weight",),
-        "FD",
-        "DF",
-    ),
-    Row(
-        "model.layers.{i}.mlp.up_proj.weight",
-        ("stack/layers_{i}/feed_forward/up/weight",),
-        "FD",
-        "DF",
-    ),
-    Row(
-        "model.layers.{i}.mlp.down_proj.weight",
-        ("stack/layers_{i}/feed_forward/down/weight",),
-        "DF",
-        "FD",
-    ),
-    Row("model.norm.weight", ("norm/scale",), "D", "D"),
-    Row("lm_head.weight", ("output/weight",), "VD", "VD"),
-)
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
 
-TABLES = {"gpt2": GPT2, "llama": LLAMA}
+
+class Stacked:
+    """Arrays of the same shape as one, along a new first axis; only what is indexed is read."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self.parts = parts
+        self.shape = (len(parts), *parts[0].shape)
+        self.dtype = parts[0].dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        return np.stack([part[tuple(rest)] for part in self.parts[first]])
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.stack(self.parts).astype(dtype or self.dtype, copy=False)
 
 
 def from_theirs(architecture: str, config: ModelConfig, tensors: Mapping[str, Any]) -> Any:
     """Their named tensors as our parameter tree (one entry per layer)."""
-    tree: dict[str, Any] = {}
-    for row in _rows(architecture, config):
-        if row.theirs not in tensors:
-            raise errors.BadInput(
-                f"tensor {row.theirs!r} is missing; {architecture} needs it for {row.ours[0]}"
-            )
-        for path, array in zip(
-            row.ours, _to_ours(row, np.asarray(tensors[row.theirs]), config), strict=True
-        ):
-            *parents, leaf = path.split("/")
-            node = tree
-            for name in parents:
-                node = node.setdefault(name, {})
-            node[leaf] = array
-    return tree
+    tensors = {name: np.asarray(array) for name, array in tensors.items()}
+    match = resolve(architecture, config, tensors)
+    check_copies(match, tensors)
+    return nest({k: np.asarray(v) for k, v in views(architecture, config, tensors, match).items()})
 
 
 def to_theirs(architecture: str, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """Our parameter tree (one entry per layer) as their named tensors."""
-    tensors = {}
-    for row in _rows(architecture, config):
-        parts = []
-        for path in row.ours:
-            node = params
-            for name in path.split("/"):
-                node = node[name]
-            parts.append(np.asarray(node))
-        tensors[row.theirs] = _to_theirs(row, parts, config)
-    return tensors
+    return {each.name: each.read() for each in outgoing(architecture, config, flatten(params))}
 
 
-def _rows(architecture: str, config: ModelConfig) -> Iterator[Row]:
-    """The table of an architecture with its layers counted out; a tied model has no head of its own."""
-    for row in TABLES[architecture]:
-        if config.tied and row.ours == ("output/weight",):
-            continue
-        for i in range(config.layers if "{i}" in row.theirs else 1):
-            yield dataclasses.replace(
-                row,
-                theirs=row.theirs.format(i=i),
-                ours=tuple(path.format(i=i) for path in row.ours),
+def resolve(architecture: str, config: ModelConfig, names: Iterable[str]) -> Match:
+    """Which of a checkpoint's tensors is which of the table's, whatever prefix the file leaves out.
+
+    Raises:
+        BadInput: naming what is missing and what nobody knows.
+    """
+    table = TABLES[architecture]
+    needed = {name: bool(e.ours) for e in entries(architecture, config) for name in e.names}
+    prefix = _prefix(table, config)
+    copies = {
+        name if name in _tops(table) else prefix + name: prefix + of
+        if prefix + of in needed
+        else of
+        for name, of in table.copies
+    }
+    found: dict[str, str | None] = {}
+    twice, aside, unknown = [], [], []
+    for actual in names:
+        options = _spellings(table, actual)
+        name = next((name for name in options if name in needed and name not in found), None)
+        copy = next((copies[name] for name in options if name in copies), None)
+        if name:
+            found[name] = actual
+        elif copy in needed:
+            twice.append((actual, copy))
+        elif any(re.search(rule, name) for rule in table.aside for name in options):
+            aside.append(actual)
+        else:
+            unknown.append(actual)
+    missing = [name for name, must in needed.items() if must and name not in found]
+    if missing or unknown:
+        raise errors.BadInput(_complaint(architecture, missing, unknown))
+    found = {name: found.get(name) for name in needed}
+    of = {name: actual for name, actual in found.items() if actual is not None}
+    return Match(found, tuple((name, of[copy]) for name, copy in twice), tuple(aside))
+
+
+def check_copies(match: Match, tensors: Mapping[str, Any]) -> None:
+    """Refuses a tensor that stands twice, because the config ties it, and differs."""
+    for name, of in match.copies:
+        if not np.array_equal(_bits(tensors[name]), _bits(tensors[of])):
+            raise errors.BadInput(
+                f"the config ties {name!r} to {of!r}, and the two tensors differ; "
+                "set tie_word_embeddings to false in config.json, or remove the one that is not meant"
             )
 
 
-def _sizes(config: ModelConfig, parts: int) -> dict[str, int]:
+def views(
+    architecture: str, config: ModelConfig, tensors: Mapping[str, Any], match: Match
+) -> dict[str, Any]:
+    """Our parameters by path, as views of theirs where there is one tensor for each, else as `Stacked`."""
+    found: dict[str, Any] = {}
+    for entry in entries(architecture, config):
+        actual = [match.found[name] for name in entry.names]
+        if not entry.ours:
+            _check_zero(actual[0], tensors)
+            continue
+        sizes = _sizes(config, entry)
+        parts = [_to_ours(entry, str(name), tensors[name], sizes) for name in actual]  # type: ignore[index]
+        found |= dict(zip(entry.ours, parts[0], strict=True))
+        if entry.experts:
+            found[entry.ours[0]] = Stacked([part[0] for part in parts])
+    return found
+
+
+def outgoing(
+    architecture: str, config: ModelConfig, leaves: Mapping[str, Any], renamed: Mapping = {}
+) -> Iterator[Tensor]:
+    """Their tensors, each made when it is read, from our parameters by path.
+
+    `renamed` gives some of them other names, or None to leave one out that may be.
+    """
+    for entry in entries(architecture, config):
+        sizes = _sizes(config, entry)
+        shape = _shape(entry.their_axes, sizes)
+        sources = [leaves[path] for path in entry.ours]
+        dtype = (sources[0] if sources else leaves["embedding/weight"]).dtype
+        for j, canonical in enumerate(entry.names):
+            name = renamed.get(canonical, canonical)
+            if name is not None:
+                read = _reader(entry, sources, sizes, j, dtype)
+                yield Tensor(name, shape, np.dtype(dtype), read)
+
+
+def entries(architecture: str, config: ModelConfig) -> Iterator[Entry]:
+    """The rows of an architecture that this config has, with layers and experts counted out."""
+    table = TABLES[architecture]
+    prefix = _prefix(table, config)
+    rows = [(prefix, row) for row in table.base] + [("", row) for row in table.top]
+    for start, row in rows:
+        if not _counts(row, config):
+            continue
+        encoder = bool(row.ours) and row.ours[0].startswith("encoder/")
+        layers = config.encoder_layers if encoder else config.layers
+        for i in range(layers if "{i}" in row.theirs else 1):
+            experts = range(config.experts.count if "{j}" in row.theirs else 1)
+            yield Entry(
+                tuple(start + row.theirs.format(i=i, j=j) for j in experts),
+                tuple(path.format(i=i) for path in row.ours),
+                row.their_axes,
+                row.our_axes,
+                "{j}" in row.theirs,
+            )
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree's leaves by path: `{"norm": {"scale": x}}` is `{"norm/scale": x}`."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flatten(value, f"{prefix}/{name}" if prefix else name)
+    return found
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
+
+
+def _complaint(architecture: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
+    parts = [f"lack {listing(missing)}"] * bool(missing)
+    parts += [f"hold {listing(unknown)}, which no {architecture} of this config has"] * bool(
+        unknown
+    )
+    return f"the weights {' and '.join(parts)}; give the config.json that belongs to them"
+
+
+def _prefix(table: Architecture, config: ModelConfig) -> str:
+    """A model without a head is saved without the prefix."""
+    return "" if config.head.kind == "none" else table.prefix
+
+
+def _tops(table: Architecture) -> set[str]:
+    return {row.theirs for row in table.top}
+
+
+def _spellings(table: Architecture, name: str) -> list[str]:
+    """What a tensor may be called in the table: as it is, with the prefix, or without."""
+    for old, new in table.aliases:
+        name = re.sub(old, new, name)
+    return [name, table.prefix + name, name.removeprefix(table.prefix)]
+
+
+def _counts(row: Row, config: ModelConfig) -> bool:
+    return all(CONDITIONS[word](config) for word in row.when) and all(
+        _exists(path, config) for path in row.ours
+    )
+
+
+def _exists(path: str, c: ModelConfig) -> bool:
+    """Whether a model of this config has this parameter."""
+    *parents, owner, leaf = path.split("/")
+    bidirectional = c.family == "encoder_only"
+    if path == "output/weight":
+        return not c.tied and c.head.kind == "lm"
+    if path == "output/bias" and bidirectional:
+        return c.head.kind == "lm"
+    if parents == ["head"]:
+        kinds = {"dense": ("lm", "sequence"), "norm": ("lm",), "out": ("sequence", "token")}
+        return c.head.kind in kinds[owner]
+    owners = {
+        "types": bool(c.token_types),
+        "position": c.position.startswith("learned"),
+        "relative": c.position == "relative",
+        "embedding_norm": c.embedding in ("normed", "scaled_normed"),
+        "query_norm": c.scores.norm,
+        "key_norm": c.scores.norm,
+        "gate": c.gated,
+        "router": bool(c.experts.count),
+    }
+    if not owners.get(owner, True):
+        return False
+    if leaf == "bias" and owner.endswith("norm"):
+        return c.norm == "layer"
+    if leaf == "bias" and owner in NEEDED:
+        return BIASES.index(c.bias) >= BIASES.index(NEEDED[owner])
+    return True
+
+
+def _sizes(config: ModelConfig, entry: Entry) -> dict[str, int]:
+    gates = {"lstm": 4, "gru": 3}.get(config.family, 0)
     return {
         "D": config.width,
+        "d": config.width,
         "N": config.heads,
         "K": config.kv_heads,
         "H": config.head_size,
         "F": config.hidden,
         "V": config.vocab_size,
-        "P": config.context_length,
-        "Q": parts,
+        "P": config.context_length + 2 * (config.position == "learned_from_2"),
+        "Y": config.token_types,
+        "C": len(config.head.labels),
+        "E": config.experts.count,
+        "U": BUCKETS,
+        "Q": gates or len(entry.ours),
+        "1": 1,
     }
 
 
 def _letters(axes: str) -> str:
-    return axes.replace("(", "").replace(")", "")
+    return axes.translate({ord(sign): None for sign in "()1"})
 
 
-def _to_ours(row: Row, array: np.ndarray, config: ModelConfig) -> list[np.ndarray]:
-    sizes = _sizes(config, len(row.ours))
-    letters = _letters(row.their_axes)
-    shape = tuple(sizes[letter] for letter in letters)
-    if array.size != np.prod(shape):
+def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Example: `"D(NH)"` of 4 heads of 3 over a width of 5 is `(5, 12)`."""
+    return tuple(
+        math.prod(sizes[letter] for letter in group.strip("()"))
+        for group in re.findall(r"\(\w+\)|\w", axes)
+    )
+
+
+def _to_ours(entry: Entry, name: str, array: Any, sizes: Mapping[str, int]) -> list[np.ndarray]:
+    if tuple(array.shape) != _shape(entry.their_axes, sizes):
         raise errors.BadInput(
-            f"tensor {row.theirs!r} has shape {array.shape}; the config asks for "
-            + "×".join(f"{letter}={sizes[letter]}" for letter in letters)
+            f"tensor {name!r} has shape {tuple(array.shape)}; the config asks for "
+            + "×".join(f"{letter}={sizes[letter]}" for letter in _letters(entry.their_axes))
         )
-    order = ("Q" if "Q" in letters else "") + row.our_axes
-    array = array.reshape(shape).transpose([letters.index(letter) for letter in order])
-    return list(array) if "Q" in letters else [array]
+    letters = _letters(entry.their_axes)
+    array = array.reshape([sizes[letter] for letter in letters])
+    array = array.transpose([letters.index(letter) for letter in entry.order])
+    return list(array) if entry.parted else [array]
 
 
-def _to_theirs(row: Row, parts: list[np.ndarray], config: ModelConfig) -> np.ndarray:
-    sizes = _sizes(config, len(parts))
-    letters = _letters(row.their_axes)
-    array = np.stack(parts) if "Q" in letters else parts[0]
-    order = ("Q" if "Q" in letters else "") + row.our_axes
-    array = array.transpose([order.index(letter) for letter in letters])
-    shape, joined = [], 0
-    for character in row.their_axes:
-        if character == "(":
-            joined = 1
-        elif character == ")":
-            shape.append(joined)
-            joined = 0
-        elif joined:
-            joined *= sizes[character]
-        else:
-            shape.append(sizes[character])
-    return array.reshape(shape)
+def _reader(
+    entry: Entry, sources: Sequence[Any], sizes: Mapping[str, int], j: int, dtype: Any
+) -> Callable[[], np.ndarray]:
+    letters = _letters(entry.their_axes)
+    shape = _shape(entry.their_axes, sizes)
+
+    def read() -> np.ndarray:
+        if not sources:
+            return np.zeros(shape, dtype)
+        parts = [np.asarray(source[j] if entry.experts else source) for source in sources]
+        array = np.stack(parts) if entry.parted else parts[0]
+        return array.transpose([entry.order.index(letter) for letter in letters]).reshape(shape)
+
+    return read
+
+
+def _check_zero(name: str | None, tensors: Mapping[str, Any]) -> None:
+    if name is not None and np.any(np.asarray(tensors[name]) != 0):
+        raise errors.BadInput(
+            f"tensor {name!r} is not zero, and this model has no such parameter; set it to zero"
+        )
+
+
+def _bits(array: Any) -> np.ndarray:
+    """An array's bytes: a NaN equals itself, and no dtype is unknown."""
+    array = np.ascontiguousarray(array)
+    return np.frombuffer(array.tobytes(), np.uint8)
