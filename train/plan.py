@@ -1,0 +1,227 @@
+"""What would a config cost? Its parameters by part, its bytes, and its operations per token, without building it.
+
+Everything is counted on shapes alone (`jax.eval_shape`), so the largest model costs as little to ask about as the
+smallest.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+import model
+from model import cache, errors, presets
+from model.config import RECURRENT, ModelConfig, Runtime
+from train import flops, recipe
+
+# What a parameter belongs to, by its path below the stack: first match wins. The table has them in this order.
+PARTS = (
+    (r"^(embedding|types)/", "embedding"),
+    (r"^(position|relative)/", "positions"),
+    (r"/attention/(query|key|value|out)/", "attention"),
+    (r"/cross/(query|key|value|out)/", "cross attention"),
+    (r"/feed_forward/", "feed-forward"),
+    (r"/(input|recurrent)/", "cells"),
+    (r"^(output|head)/", "head"),
+    (r"(^|/|_)norm/", "norms"),
+)
+EXPERTS = r"/feed_forward/(up|gate|down)/"  # of which a token meets only the chosen
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+STATE = 4 * BYTES["float32"]  # of a trained parameter: itself, its gradient, Adam's two moments
+PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some parameters of a model: `total` of them, of which a token meets `active`.
+
+    `stack` is empty where a model has only one, and for what its stacks share.
+    """
+
+    stack: str
+    name: str
+    total: int
+    active: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The one key of a config's data group that a plan of a mere model reads: tokens of a row."""
+
+    length: int | None = None
+
+
+def run(config: Mapping[str, Any]) -> int:
+    """Prints what a config would cost: a whole recipe, or a model group and at most `data.length`."""
+    made, length = asked(config)
+    table(made, length, name=config["model"].get("preset", "model"))
+    return 0
+
+
+def asked(config: Mapping[str, Any]) -> tuple[ModelConfig, int]:
+    """The model of a config, and the length of its rows: the whole context if none is given.
+
+    Raises:
+        BadInput: for what `recipe.from_config` refuses, and for a config without a model.
+    """
+    if "model" not in config:
+        raise errors.BadInput(
+            "config has no group 'model', so there is nothing to plan; add one, or give --config=configs/preset.py:NAME"
+        )
+    if set(config) - {"model", "data"}:
+        whole = recipe.from_config(config)
+        return whole.model_config(_pieces(whole)), whole.data.length
+    if not isinstance(config["model"], Mapping):
+        raise errors.BadInput(f"config.model is {config['model']!r}; it must be a group of keys")
+    made = errors.build(ModelConfig, presets.resolve(config["model"]), "config.model")
+    rows = errors.build(Rows, config["data"] if "data" in config else {}, "config.data")
+    length = made.context_length if rows.length is None else rows.length
+    if not 1 <= length <= made.context_length:
+        raise errors.BadInput(
+            f"config.data.length is {length}; it must be from 1 to config.model.context_length={made.context_length}"
+        )
+    return made, length
+
+
+def parameters(config: ModelConfig) -> list[Part]:
+    """The parameters of the model that `config` describes, counted on its tree."""
+    net = model.build(config, Runtime(scan=True))
+    tree = jax.eval_shape(functools.partial(model.init, net), key=jax.random.key(0))
+    parts: dict[tuple[str, str], Part] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = "/".join(step.key for step in path)
+        stack, _, inside = re.fullmatch(r"((encoder|decoder|stack)/)?(.*)", where).groups()  # type: ignore[union-attr]
+        stack = "" if stack in (None, "stack/") else stack.removesuffix("/")
+        key = stack, _part(inside)
+        total = active = math.prod(leaf.shape)
+        if config.experts.count and re.search(EXPERTS, inside):
+            active = total * config.experts.chosen // config.experts.count
+        before = parts.get(key, Part(*key, 0, 0))
+        parts[key] = Part(*key, before.total + total, before.active + active)
+    order = [name for _, name in PARTS]
+    ends = {"embedding": -1, "head": 1}  # before and behind the stacks
+    return sorted(
+        parts.values(),
+        key=lambda part: (ends.get(part.name, 0), part.stack == "decoder", order.index(part.name)),
+    )
+
+
+def cache_bytes(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, int]:
+    """What decoding remembers, in bytes: per token, per token of a source, or per row where that does not grow."""
+    if config.family == "encoder_only":
+        return {}
+
+    def size(length: int, source: int) -> int:
+        empty = functools.partial(cache.init, config, 1, length, dtype, source)
+        return sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(empty))
+        )
+
+    least = size(1, 1)
+    if config.family in RECURRENT:
+        return {"row": least}
+    per = {"token": size(2, 1) - least, "source token": size(1, 2) - least}
+    return {each: growth for each, growth in per.items() if growth}
+
+
+def describe(config: ModelConfig) -> str:
+    """A model in one line."""
+    c = config
+    layers = f"{c.encoder_layers} + {c.layers}" if c.family == "encoder_decoder" else f"{c.layers}"
+    parts = [c.family.replace("_", "-"), f"{layers} layers of width {c.width}"]
+    if c.family not in RECURRENT:
+        grouped = f" ({c.kv_heads} of keys and values)" if c.kv_heads != c.heads else ""
+        experts = f"{c.experts.chosen} of {c.experts.count} times " if c.experts.count else ""
+        parts += [
+            f"{c.heads} heads of {c.head_size}{grouped}",
+            f"positions {c.position}",
+            f"feed-forward {experts}{c.hidden} {c.activation}",
+            f"{c.norm} norm {c.block}",
+        ]
+    return ", ".join([*parts, f"vocabulary {c.vocab_size}", f"context {c.context_length}"])
+
+
+def table(
+    config: ModelConfig, length: int, *, name: str = "model", console: Console | None = None
+) -> None:
+    """Prints what a model costs whose rows have `length` tokens; `console` is standard output if not given."""
+    console = console or Console()
+    console.print(f"{name}: {describe(config)}", markup=False, highlight=False, soft_wrap=True)
+    parts = parameters(config)
+    total = sum(part.total for part in parts)
+    _grid(console, *_parameter_rows(parts, total))
+    sizes = [(f"weights in {dtype}", _si(total * size, "B")) for dtype, size in BYTES.items()]
+    sizes.append(("weights, gradient and Adam's moments in float32", _si(total * STATE, "B")))
+    for each, size in cache_bytes(config).items():
+        sizes.append((f"cache in bfloat16, per {each}", _si(size, "B")))
+    _grid(console, ("", "bytes"), sizes)
+    sides = flops.by_part(config, length)
+    work = [
+        (f"{side} {part}" if len(sides) > 1 else part, _si(operations, "FLOP"))
+        for side, parts_of_side in sides.items()
+        for part, operations in parts_of_side.items()
+    ]
+    work.append(("forward", _si(flops.forward(config, length), "FLOP")))
+    work.append(("training", _si(flops.training(config, length), "FLOP")))
+    _grid(console, (f"per token, in rows of {length:,}", "operations"), work)
+
+
+def _parameter_rows(
+    parts: Sequence[Part], total: int
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows; those that a token meets have a column where they are fewer."""
+    active = sum(part.active for part in parts)
+    rows = [
+        (f"{part.stack} {part.name}".strip(), part.total, part.active)
+        for part in parts
+        if part.total
+    ]
+    header: tuple[str, ...] = ("", "parameters", "share", "met by a token")
+    cells: list[tuple[str, ...]] = [
+        (label, f"{count:,}", f"{count / total:.1%}", f"{met:,}")
+        for label, count, met in [*rows, ("total", total, active)]
+    ]
+    columns = 3 if active == total else 4
+    return header[:columns], [row[:columns] for row in cells]
+
+
+def _grid(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is words and whose others are numbers."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    grid.add_column(header[0], no_wrap=True)
+    for title in header[1:]:
+        grid.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row, style="bold" if row[0] in ("total", "forward", "training") else "")
+    console.print()
+    console.print(grid, highlight=False)
+
+
+def _part(path: str) -> str:
+    for rule, name in PARTS:
+        if re.search(rule, path):
+            return name
+    raise AssertionError(f"no part holds the parameter {path}")
+
+
+def _pieces(whole: recipe.Recipe) -> int:
+    """Pieces of the tokenizer that a recipe names, as far as the model depends on it."""
+    if whole.tokenizer.vocab_size is not None:
+        return whole.tokenizer.vocab_size
+    if whole.model.get("vocab_size") is not None:
+        return 1
+    return model.tokenizer.load(whole.tokenizer.path).vocab_size
+
+
+def _si(value: int, unit: str) -> str:
+    """With a prefix of thousands and two decimals: `1.23 GB`."""
+    for prefix, size in PREFIXES.items():
+        if value >= size:
+            return f"{value / size:.2f} {prefix}{unit}"
+    return f"{value} {unit}"
