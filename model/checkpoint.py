@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from model import blocks, errors
+from model import blocks, errors, files
 
 HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 # How Orbax and TensorStore word what a disk refuses; the exception's type depends on which thread met it.
@@ -175,16 +174,8 @@ def tree_digest(params: Any) -> str:
 
 def write_file(path: pathlib.Path, text: str) -> None:
     """Writes a file that is complete or as it was, whenever we are killed."""
-    partial = path.with_name(f".{path.name}-partial")
     with _disk_errors(f"{path} cannot be written"):
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        files.write_text(path, text)
 
 
 def _describe(tree: Any) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""Theirs: what does the config.json of encoders and encoder–decoders say of their weights? One form per `model_type`."""
+"""Theirs: what does the config.json of encoders and encoder–decoders say of their weights? One form per type."""
 
 from typing import Any
 

@@ -220,7 +220,7 @@ def test_a_run_directory_gives_back_its_recipe(tmp_path):
             r"config.json cannot be read \(No such file or directory\); give a directory that train has written",
         ),
         ("{", r"config.json is not JSON \(.*\); restore it, or give another directory"),
-        ("[]", "config.json is not the config.json of a run; give another directory"),
+        ("[]", "config.json holds no group of keys; restore it, or give another directory"),
         ('{"train": {"setps": 3}}', r"config.train has no key 'setps' \(did you mean 'steps'\?\)"),
     ],
 )

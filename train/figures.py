@@ -7,7 +7,6 @@ drawn again from it. Figures are made without pyplot: nothing global is kept, an
 import functools
 import json
 import math
-import os
 import pathlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from model import errors
+from model import errors, files
 from train import visible
 
 # Blue and vermilion of Okabe & Ito (2008), which people with any colour vision tell apart; the rest is grey.
@@ -89,8 +88,10 @@ def write(
         canvas = FigureCanvasAgg(figure)
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
-            _whole(data, lambda part: part.write_text(text, encoding="utf-8"))
-            _whole(image, lambda part: canvas.print_png(part, metadata={"Software": None}))
+            files.write_whole(data, lambda part: part.write_text(text, encoding="utf-8"))
+            files.write_whole(
+                image, lambda part: canvas.print_png(part, metadata={"Software": None})
+            )
         except OSError as error:
             raise errors.BadInput(
                 f"{stem.parent} does not take the figure {stem.name} ({error.strerror}); "
@@ -316,13 +317,3 @@ def _inches(text: str, look: Mapping[str, Any]) -> float:
     """How wide a text is."""
     font = font_manager.FontProperties(family=STYLE["font.family"], **look)
     return TextPath((0, 0), text, prop=font).get_extents().x1 / 72 if text else 0.0
-
-
-def _whole(path: pathlib.Path, fill: Callable[[pathlib.Path], Any]) -> None:
-    """Lets `fill` write a neighbour of `path` and moves it there, so that `path` is never half a file."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        fill(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decode.settings import Request, Settings
-from model import errors, presets, tokenizer
+from model import errors, files, presets, tokenizer
 from model.config import ModelConfig, Runtime
 from train import corpus, optimizer
 from train.optimizer import OptimizerConfig
@@ -244,20 +244,7 @@ def of_run(directory: str | os.PathLike[str]) -> Recipe:
 
 def read_json(directory: pathlib.Path) -> dict[str, Any]:
     """The groups of a run's `config.json`."""
-    path = directory / "config.json"
-    try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise errors.BadInput(
-            f"{path} cannot be read ({error.strerror}); give a directory that train has written"
-        ) from error
-    except ValueError as error:
-        raise errors.BadInput(
-            f"{path} is not JSON ({error}); restore it, or give another directory"
-        ) from error
-    if not isinstance(groups, dict):
-        raise errors.BadInput(f"{path} is not the config.json of a run; give another directory")
-    return groups
+    return files.read_json(directory / "config.json", "give a directory that train has written")
 
 
 def to_json(recipe: Recipe, model: ModelConfig) -> str:
