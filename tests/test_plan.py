@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import tiny
 from rich.console import Console
 
 from configs import preset
@@ -15,7 +16,7 @@ SHAPE = dict(vocab_size=211, context_length=61, layers=3, width=28)
 TINY = SHAPE | dict(heads=7, kv_heads=1, hidden=53)
 RECIPE = {
     "model": {name: value for name, value in TINY.items() if name != "vocab_size"},
-    "tokenizer": {"vocab_size": 307},
+    "tokenizer": {"vocab_size": 283},
     "data": {"train": "python", "length": 31},
     "train": {"steps": 5, "batch_size": 2},
 }
@@ -152,7 +153,13 @@ def test_a_preset_is_planned_at_its_whole_context_unless_told():
 
 def test_a_whole_recipe_is_planned_with_its_tokenizer_and_its_rows():
     config, length = plan.asked(RECIPE)
-    assert (config.vocab_size, config.width, length) == (307, 28, 31)
+    assert (config.vocab_size, config.width, length) == (283, 28, 31)
+
+
+def test_a_recipe_with_a_tokenizer_of_its_own_has_that_ones_vocabulary(tmp_path):
+    tiny.words().save(tmp_path)
+    asked = RECIPE | {"tokenizer": {"path": str(tmp_path)}}
+    assert plan.asked(asked)[0].vocab_size == tiny.words().vocab_size == 307
 
 
 def test_a_recipe_that_states_its_vocabulary_needs_no_tokenizer_to_be_there():

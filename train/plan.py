@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import model
-from model import cache, errors, presets
+from model import cache, errors, presets, tokenizer
 from model.config import RECURRENT, ModelConfig, Runtime
 from train import flops, recipe
 
@@ -212,11 +212,10 @@ def _part(path: str) -> str:
 
 def _pieces(whole: recipe.Recipe) -> int:
     """Pieces of the tokenizer that a recipe names, as far as the model depends on it."""
-    if whole.tokenizer.vocab_size is not None:
-        return whole.tokenizer.vocab_size
-    if whole.model.get("vocab_size") is not None:
-        return 1
-    return model.tokenizer.load(whole.tokenizer.path).vocab_size
+    words = whole.tokenizer
+    if words.path is not None and whole.model.get("vocab_size") is None:
+        return tokenizer.load(words.path).vocab_size
+    return words.vocab_size or 1
 
 
 def _si(value: int, unit: str) -> str:
