@@ -5,12 +5,13 @@ builds each architecture that transformers has on torch's meta device and counts
 what the model's paper or card prints.
 """
 
+import json
 import re
 from typing import NamedTuple
 
 import pytest
 
-from model import errors, presets
+from model import errors, hf, presets
 from model.config import ModelConfig
 from train import plan
 
@@ -309,3 +310,25 @@ def test_transformers_counts_the_same(name):
             net.lm_head.weight = torch.nn.Parameter(torch.empty_like(net.shared.weight))
     trained = [p.numel() for p in net.parameters() if p.requires_grad]
     assert sum(trained) == PUBLISHED[name].count
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("kind", "ending", "name"),
+    [
+        ("GPT2", "LMHeadModel", "gpt2-124m"),
+        ("Bert", "ForMaskedLM", "bert-base-uncased"),
+        ("DistilBert", "ForMaskedLM", "distilbert-base-uncased"),
+        ("T5", "ForConditionalGeneration", "t5-small"),
+        ("Bart", "ForConditionalGeneration", "bart-large"),
+        ("Llama", "ForCausalLM", "llama-7b"),
+        ("Gemma2", "ForCausalLM", "gemma2-2b"),
+    ],
+)
+def test_what_transformers_configures_by_default_is_the_preset(kind, ending, name):
+    """Of the architectures whose defaults are a published model: every field, what counts no parameter included."""
+    import transformers
+
+    theirs = json.loads(getattr(transformers, f"{kind}Config")().to_json_string(use_diff=False))
+    theirs["architectures"] = [kind + ending]
+    assert hf.model_config(theirs) == presets.config(name)
