@@ -28,11 +28,11 @@ from absl import app, flags  # noqa: E402
 
 import decode  # noqa: E402
 import model  # noqa: E402
-from model import hf  # noqa: E402
+from model import hf, presets, segmentation  # noqa: E402
 
 SHAPES = {
-    "tiny": dict(vocab_size=8192, context_length=1024, layers=4, width=256, heads=8),
-    "gpt2": dict(vocab_size=50257, context_length=1024, layers=12, width=768, heads=12),
+    "tiny": presets.config("gpt2-124m", vocab_size=8192, layers=4, width=256, heads=8),
+    "gpt2": presets.config("gpt2-124m"),
 }
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("shape", "tiny", list(SHAPES), "of the model")
@@ -53,19 +53,14 @@ class NoText:
     def decode(self, ids: list[int]) -> str:
         return ""
 
+    def reader(self) -> segmentation.Reader:
+        return segmentation.Bytes(lambda id: b"")
+
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
-    config = model.ModelConfig(
-        **SHAPES[FLAGS.shape],
-        position="learned",
-        norm="layer",
-        activation="gelu_tanh",
-        gated=False,
-        bias=True,
-        tied=True,
-    )
+    config = SHAPES[FLAGS.shape]
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
     jax.config.update("jax_platforms", "cpu")  # where the peer runs
@@ -182,7 +177,7 @@ def make_torch(peer: transformers.GPT2LMHeadModel) -> Generate:
 def step_bytes(config: model.ModelConfig, params: dict, batch: int) -> float:
     """What a step cannot but read: every weight but the position table, and the keys and values so far."""
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    weights -= params["position"]["weight"].nbytes
+    weights -= params["stack"]["position"]["weight"].nbytes
     held = FLAGS.prompt + FLAGS.new / 2
     return weights + batch * held * 2 * config.layers * config.kv_heads * config.head_size * 4
 

@@ -26,7 +26,7 @@ import transformers  # noqa: E402
 from absl import app, flags  # noqa: E402
 
 import model  # noqa: E402
-from model import blocks, hf, sharding  # noqa: E402
+from model import blocks, hf, presets, sharding  # noqa: E402
 from train import flops, optimizer, step  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -49,19 +49,14 @@ Step = Callable[[dict[str, np.ndarray]], float]
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
-    config = model.ModelConfig(
+    config = presets.config(
+        "gpt2-124m",
         vocab_size=FLAGS.vocab,
         context_length=FLAGS.length,
         layers=FLAGS.layers,
         width=FLAGS.width,
         heads=FLAGS.heads,
         hidden=FLAGS.hidden,
-        position="learned",
-        norm="layer",
-        activation="gelu_tanh",
-        gated=False,
-        bias=True,
-        tied=True,
     )
     torch.set_num_threads(os.cpu_count() or 1)
     peer = make_peer(config)
