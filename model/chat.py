@@ -41,7 +41,11 @@ def templates(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> dict[s
     if isinstance(inside, str):
         inside = {"default": inside}
     if isinstance(inside, list):
-        inside = {entry["name"]: entry["template"] for entry in inside}
+        inside = {
+            entry["name"]: entry["template"]
+            for entry in inside
+            if isinstance(entry, dict) and {"name", "template"} <= set(entry)
+        }
     return {**inside, **loose}
 
 

@@ -101,6 +101,9 @@ class Pretrained:
     def suffix_ids(self) -> tuple[int, ...]:
         return self.settled.suffix_ids
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over what was settled and every file, in hexadecimal."""

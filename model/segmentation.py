@@ -124,21 +124,19 @@ class Fast:
     def __init__(self, definition: tokenizers.Tokenizer):
         definition.no_truncation()
         definition.no_padding()
-        layout = json.loads(definition.to_str())
+        written = definition.to_str()
+        layout = json.loads(written)
         self._parsing = definition
-        self._plain = tokenizers.Tokenizer.from_str(definition.to_str())
+        self._plain = tokenizers.Tokenizer.from_str(written)
         self._plain.encode_special_tokens = layout["model"].get("type") != "WordPiece"
         decoder = json.dumps(layout["decoder"])
         self.has_byte_pieces = "ByteFallback" in decoder
         self._is_byte_level = (layout["decoder"] or {}).get("type") == "ByteLevel"
-        self._added = {
-            id: token.content for id, token in definition.get_added_tokens_decoder().items()
-        }
+        added = definition.get_added_tokens_decoder()
+        self._added = {id: token.content for id, token in added.items()}
         self._pieces = {id: piece for piece, id in definition.get_vocab(True).items()}
         self.vocab_size = max(self._pieces, default=-1) + 1
-        self.special = frozenset(
-            id for id, token in definition.get_added_tokens_decoder().items() if token.special
-        )
+        self.special = frozenset(id for id, token in added.items() if token.special)
 
     def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
         chosen = self._parsing if special else self._plain
@@ -270,8 +268,9 @@ class Pieces:
     @functools.cached_property
     def text_of(self) -> dict[int, tuple[bytes, bool]]:
         """The bytes of each id that has text, and whether it is a lone byte."""
+        added = set(self._added.values())
         return {
-            id: _piece_bytes(piece) if id not in self._added.values() else (piece.encode(), False)
+            id: (piece.encode(), False) if id in added else _piece_bytes(piece)
             for id, piece in self._pieces.items()
             if id not in self.special
         }

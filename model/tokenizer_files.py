@@ -86,10 +86,21 @@ class Source:
 
     def named(self, family: str) -> dict[str, str]:
         """The special tokens by role, as the files name them, else as the family does."""
-        named = {role: content_of(self.settings.get(f"{role}_token")) for role in ROLES}
-        silent = {role for role in ROLES if f"{role}_token" not in self.settings}
+        settings = self.settings
+        named = {role: self.content_of(f"{role}_token", settings) for role in ROLES}
+        silent = {role for role in ROLES if f"{role}_token" not in settings}
         usual = {role: text for role, text in DEFAULTS[family].items() if role in silent}
         return {role: text for role, text in named.items() if text} | usual
+
+    def content_of(self, key: str, settings: Mapping[str, Any]) -> str | None:
+        """The text of a special token, which files write as text or as a group with `content`."""
+        token = settings.get(key)
+        content = token.get("content") if isinstance(token, dict) else token
+        if content is not None and not isinstance(content, str):
+            raise errors.BadInput(
+                f"{self.where}/tokenizer_config.json has {key}={token!r}; a token must be text"
+            )
+        return content
 
     @property
     def says(self) -> str:
@@ -133,11 +144,6 @@ def parse(name: str, raw: bytes, kind: type = dict) -> Any:
     return value
 
 
-def content_of(token: Any) -> str | None:
-    """The text of a special token, which files write as text or as a group with `content`."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
 def kind_of(source: Source) -> str:
     """Which of the files make the tokenizer, in the order in which transformers would take them."""
     files = source.files
@@ -177,11 +183,11 @@ def added_tokens(source: Source) -> dict[int, tuple[str, dict[str, Any]]]:
 
 def extra_specials(source: Source) -> list[str]:
     """Special tokens without a role."""
-    keys = ("additional_special_tokens", "extra_special_tokens")
-    listed = [source.settings.get(key) or [] for key in keys]
-    values = [
-        value
-        for group in listed
-        for value in (group.values() if isinstance(group, dict) else group)
-    ]
-    return [content for value in values if (content := content_of(value))]
+    found = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        listed = source.settings.get(key) or []
+        named = (
+            listed if isinstance(listed, dict) else {f"{key}[{i}]": v for i, v in enumerate(listed)}
+        )
+        found += [content for name in named if (content := source.content_of(name, named))]
+    return found

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import heapq
 import io
+import operator
 import os
 import pathlib
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from model import errors, segmentation
+from model import errors, files, segmentation
 
 FILE = "tokenizer.model"
 KINDS = ("bpe", "unigram")
@@ -224,13 +225,13 @@ def lossless(model: bytes) -> bool:
     return trained.decode(trained.encode(probe)) == probe
 
 
-def write_files(directory: str | os.PathLike[str], files: dict[str, bytes]) -> None:
+def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]) -> None:
     """Writes files by name into `directory`: each is complete, or as it was."""
-    for name, content in files.items():
+    for name, content in contents.items():
         path = pathlib.Path(directory) / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, content)
+            files.write_whole(path, operator.methodcaller("write_bytes", content))
         except OSError as error:
             raise errors.BadInput(
                 f"cannot write {path}: {error.strerror or error}; free space or choose another directory"
@@ -361,17 +362,3 @@ def _complaint(message: str, vocab_size: int) -> str:
     return (
         f"SentencePiece cannot train a tokenizer of vocab_size {vocab_size} on this text: {reason}"
     )
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is either complete or absent, whenever we are killed."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -76,8 +76,8 @@ def _bpe(source: tokenizer_files.Source) -> tuple[segmentation.Segmenter, str, d
     merges = []
     for line in lines:
         first, _, second = line.partition(" ")
-        if line and not line.startswith("#version"):
-            merges.append((first, second))
+        if first and not line.startswith("#version"):
+            merges.append((first, second.removesuffix("\r")))
     try:
         model = tokenizers.models.BPE(vocab=vocabulary, merges=merges)
     except Exception as error:  # the library raises nothing more precise
@@ -146,6 +146,10 @@ def _sentencepiece(
     sentinels = 0
     if family == "t5":
         sentinels = known.get("extra_ids", 100)
+        if type(sentinels) is not int or sentinels < 0:
+            raise errors.BadInput(
+                f"{source.where}/tokenizer_config.json has extra_ids={sentinels!r}; it must be a number of sentinels"
+            )
     extra = {f"<extra_id_{i}>": size + sentinels - 1 - i for i in reversed(range(sentinels))}
     segmenter = _pieces(source, processor, processor, None, extra, named)
     return segmenter, family, named

@@ -151,6 +151,24 @@ DAMAGES = [
     ),
     (
         "t5",
+        "tokenizer_config.json",
+        b'{"extra_ids": "many"}',
+        r"tokenizer_config\.json has extra_ids='many'; it must be a number of sentinels",
+    ),
+    (
+        "bert",
+        "tokenizer_config.json",
+        b'{"mask_token": 103}',
+        r"tokenizer_config\.json has mask_token=103; a token must be text",
+    ),
+    (
+        "gpt2",
+        "tokenizer_config.json",
+        b'{"additional_special_tokens": ["<ring>", 7]}',
+        r"tokenizer_config\.json has additional_special_tokens\[1\]=7; a token must be text",
+    ),
+    (
+        "t5",
         "config.json",
         b'{"model_type": "t5", "decoder_start_token_id": 999}',
         r"config\.json has decoder_start_token_id=999, and the tokenizer's ids run from 0 to 67; take both",
