@@ -116,18 +116,20 @@ def test_an_encoder_sees_both_ways_and_a_decoder_half():
 
 
 def test_an_encoder_decoder_counts_each_side_by_its_own_tokens():
-    """BART base at 100 tokens: 6 + 6 layers of width 768; keys and values of the source are made once for each of its
-    tokens, in each layer of the decoder."""
-    square, scores_both_ways = 2 * 768 * 768, 4 * 100 * 768
-    assert flops.by_part(presets.config("bart-base"), 100) == {
+    """BART base at 100 tokens, had it 3 heads of keys and values beside its 12 of 64: 6 + 6 layers of width 768.
+
+    Keys and values of the source are made once for each of its tokens, in each layer of the decoder.
+    """
+    square, grouped, scores_both_ways = 2 * 768 * 768, 2 * 768 * 3 * 64, 4 * 100 * 768
+    assert flops.by_part(presets.config("bart-base", kv_heads=3), 100) == {
         "source": {
-            "attention": 6 * 4 * square,
+            "attention": 6 * (2 * square + 2 * grouped),
             "scores": 6 * scores_both_ways,
             "feed-forward": 6 * 8 * square,
-            "cross attention": 6 * 2 * square,
+            "cross attention": 6 * 2 * grouped,
         },
         "target": {
-            "attention": 6 * 4 * square,
+            "attention": 6 * (2 * square + 2 * grouped),
             "scores": 3 * scores_both_ways,
             "feed-forward": 6 * 8 * square,
             "cross attention": 6 * 2 * square,

@@ -1,6 +1,7 @@
 """Does a plan print what a config costs: parameters by part, bytes, operations, and one line for what is wrong?"""
 
 import io
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from configs import preset
 from model import errors, presets
 from model.config import ModelConfig
-from train import plan
+from train import plan, recipe
 
 SHAPE = dict(vocab_size=211, context_length=61, layers=3, width=28)
 TINY = SHAPE | dict(heads=7, kv_heads=1, hidden=53)
@@ -154,6 +155,27 @@ def test_a_preset_is_planned_at_its_whole_context_unless_told():
 def test_a_whole_recipe_is_planned_with_its_tokenizer_and_its_rows():
     config, length = plan.asked(RECIPE)
     assert (config.vocab_size, config.width, length) == (283, 28, 31)
+
+
+def test_a_recipe_may_name_a_preset_and_change_it_and_says_all_of_it_in_its_json():
+    group = {"preset": "gpt2-124m", "layers": 3, "context_length": 31}
+    made = recipe.from_config(RECIPE | {"model": group})
+    assert made.model_config(283) == presets.config("gpt2-124m", layers=3, context_length=31)
+    groups = json.loads(recipe.to_json(made, made.model_config(283)))
+    assert "preset" not in groups["model"] and groups["model"]["position"] == "learned"
+    assert recipe.from_config(groups).model_config(283) == made.model_config(283)
+
+
+def test_a_preset_without_its_vocabulary_has_the_tokenizers():
+    """`--config.model.vocab_size=null`."""
+    group = {"preset": "gpt2-124m", "vocab_size": None}
+    assert plan.asked(RECIPE | {"model": group})[0] == presets.config("gpt2-124m", vocab_size=283)
+
+
+def test_windows_are_told():
+    assert ", windows (4096, 0), " in plan.describe(presets.config("gemma2-2b"))
+    assert ", windows (4096), " in plan.describe(presets.config("mistral-7b"))
+    assert "windows" not in plan.describe(presets.config("llama-7b"))
 
 
 def test_a_recipe_with_a_tokenizer_of_its_own_has_that_ones_vocabulary(tmp_path):

@@ -95,9 +95,9 @@ def parameters(config: ModelConfig) -> list[Part]:
     tree = jax.eval_shape(functools.partial(model.init, net), key=jax.random.key(0))
     parts: dict[tuple[str, str], Part] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        where = "/".join(step.key for step in path)
-        stack, _, inside = re.fullmatch(r"((encoder|decoder|stack)/)?(.*)", where).groups()  # type: ignore[union-attr]
-        stack = "" if stack in (None, "stack/") else stack.removesuffix("/")
+        names = [step.key for step in path]
+        stack = names[0] if names[0] in ("encoder", "decoder") else ""
+        inside = "/".join(names[1:] if stack or names[0] == "stack" else names)
         key = stack, _part(inside)
         total = active = math.prod(leaf.shape)
         if config.experts.count and re.search(EXPERTS, inside):
@@ -144,6 +144,8 @@ def describe(config: ModelConfig) -> str:
             f"feed-forward {experts}{c.hidden} {c.activation}",
             f"{c.norm} norm {c.block}",
         ]
+    if c.windows:
+        parts.append(f"windows {c.windows}".replace(",)", ")"))
     return ", ".join([*parts, f"vocabulary {c.vocab_size}", f"context {c.context_length}"])
 
 
@@ -169,7 +171,8 @@ def table(
     ]
     work.append(("forward", _si(flops.forward(config, length), "FLOP")))
     work.append(("training", _si(flops.training(config, length), "FLOP")))
-    _grid(console, (f"per token, in rows of {length:,}", "operations"), work)
+    rows = f"per token, in rows of {length:,}{' on each side' if len(sides) > 1 else ''}"
+    _grid(console, (rows, "operations"), work)
 
 
 def _parameter_rows(
