@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     names = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
     params = jax.tree.map(jnp.asarray, hf.from_theirs("gpt2", config, names))
     net = model.build(config)
-    lm = model.LM(config, params, NoText(), net, digest="")  # type: ignore[arg-type]
+    lm = model.LM(config, params, NoText(), net)  # type: ignore[arg-type]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
         f"{config.layers} layers, width {config.width}, {config.heads} heads, vocabulary "

@@ -2,21 +2,20 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from model import blocks, checkpoint, errors, tokenizer
+from model import blocks, checkpoint, errors, hf, sharding, sources, tokenizer, weights
 from model.config import ModelConfig, Runtime
 from model.decoder_only import DecoderOnly
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_only import EncoderOnly
 from model.rnn import Recurrent
-from model.tokenizer import Tokenizer
 
 FAMILIES = {
     "decoder_only": DecoderOnly,
@@ -34,18 +33,21 @@ class LM:
     Attributes:
         config: describes the weights.
         params: plain tree of arrays, one entry per layer.
-        tokenizer: the one the weights were trained with.
+        tokenizer: the one the weights were trained with; None where a directory of published weights has none.
         net: the Flax module; `net.apply({"params": params}, tokens) -> (logits, aux)`.
-        digest: SHA-256 of the weights, as `checkpoint.tree_digest` takes it.
         directory: where it was loaded from, if it was.
     """
 
     config: ModelConfig
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Any
     net: nn.Module
-    digest: str
     directory: pathlib.Path | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights, as `checkpoint.tree_digest` takes it."""
+        return checkpoint.tree_digest(self.params)
 
 
 def build(config: ModelConfig, runtime: Runtime = Runtime()) -> nn.Module:
@@ -65,15 +67,52 @@ def init(net: nn.Module, *, key: jax.Array) -> Any:
     return nn.meta.unbox(init_boxed(net, key=key))
 
 
-def load(directory: str | pathlib.Path) -> LM:
-    """The model of a run directory, as of its newest complete checkpoint.
+def abstract(config: ModelConfig) -> Any:
+    """Shape and logical axes of every parameter, one entry per layer, in the time that a model of one layer takes."""
+    sides: dict[str, Any] = {"encoder_layers": 1} if config.family == "encoder_decoder" else {}
+    small = dataclasses.replace(config, layers=1, windows=config.windows[:1], **sides)
+    tree = jax.eval_shape(functools.partial(init_boxed, build(small)), key=jax.random.key(0))
+    for name, count in (
+        ("stack", config.layers),
+        ("encoder", config.encoder_layers),
+        ("decoder", config.layers),
+    ):
+        if name in tree:
+            layers = {f"layers_{i}": tree[name]["layers_0"] for i in range(count)}
+            tree = {**tree, name: {**tree[name], **layers}}
+    return tree
+
+
+def load(directory: str | pathlib.Path, mesh: Mesh | None = None) -> LM:
+    """The model of a run (as of its newest complete checkpoint), of a bundle, or of a Hugging Face directory.
+
+    On a `mesh` every device reads its own part of each parameter and no more.
 
     Raises:
-        BadInput: when there is no run, no checkpoint yet, or the tokenizer or configuration beside the checkpoint is
-            not the one its weights were trained with.
+        BadInput: when there is none, a checkpoint was not trained with the tokenizer or configuration beside it, or
+            weights are damaged, not those of their config, or of an architecture that we do not have.
     """
     directory = pathlib.Path(directory)
-    config = _read_config(directory)
+    kind, groups = sources.read(directory)
+    if kind == "run":
+        return _load_run(directory, groups, mesh)
+    if kind == "bundle":
+        opened = sources.open_bundle(directory, groups)
+    else:
+        opened = sources.open_theirs(directory, groups)
+    boxed = abstract(opened.config)
+    sources.check_shapes(opened, boxed)
+    where = hf.flatten(sharding.of_tree(boxed, mesh)) if mesh else {}
+    words = sources.words(directory / "tokenizer" if kind == "bundle" else directory, opened.config)
+    leaves = {
+        path: weights.place(opened.names[path], view, opened.weights, where.get(path))
+        for path, view in opened.leaves.items()
+    }
+    return LM(opened.config, hf.nest(leaves), words, build(opened.config), directory)
+
+
+def _load_run(directory: pathlib.Path, groups: dict[str, Any], mesh: Mesh | None) -> LM:
+    config = errors.build(ModelConfig, groups["model"], f"{directory / 'config.json'}: model")
     step = checkpoint.latest(directory / "checkpoints")
     if step is None:
         raise errors.BadInput(
@@ -94,30 +133,16 @@ def load(directory: str | pathlib.Path) -> LM:
                 f"{directory / 'config.json'} has model.{field.name}={here!r}, and the checkpoint of step {step} was "
                 f"trained with {there!r}; restore the file"
             )
-    abstract = jax.eval_shape(
-        functools.partial(init, build(config, Runtime(scan=True))), key=jax.random.key(0)
+    boxed = jax.eval_shape(
+        functools.partial(init_boxed, build(config, Runtime(scan=True))), key=jax.random.key(0)
     )
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    plain = nn.meta.unbox(boxed)
+    where = sharding.of_tree(boxed, mesh) if mesh else jax.tree.map(lambda leaf: single, plain)
+    laid = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        plain,
+        where,
     )
-    stacked = checkpoint.params_only(directory / "checkpoints", step, abstract)
-    params = blocks.unstack_layers(stacked)
-    return LM(config, params, words, build(config), checkpoint.tree_digest(params), directory)
-
-
-def _read_config(directory: pathlib.Path) -> ModelConfig:
-    """The group `model` of a run's config.json."""
-    path = directory / "config.json"
-    if not directory.is_dir():
-        raise errors.BadInput(f"there is no directory {directory}; give one that train has written")
-    if not path.is_file():
-        raise errors.BadInput(
-            f"{directory} holds no run: {path.name} is missing; give a directory that train has written"
-        )
-    try:
-        return errors.build(ModelConfig, json.loads(path.read_text())["model"], f"{path}: model")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise errors.BadInput(
-            f"{path} is not the config.json that train writes ({error}); restore it"
-        ) from error
+    stacked = checkpoint.params_only(directory / "checkpoints", step, laid)
+    return LM(config, blocks.unstack_layers(stacked), words, build(config), directory)

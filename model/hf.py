@@ -144,7 +144,7 @@ def resolve(architecture: str, config: ModelConfig, names: Iterable[str]) -> Mat
             unknown.append(actual)
     missing = [name for name, must in needed.items() if must and name not in found]
     if missing or unknown:
-        raise errors.BadInput(_complaint(architecture, missing, unknown))
+        raise errors.BadInput(complaint(architecture, missing, unknown))
     found = {name: found.get(name) for name in needed}
     of = {name: actual for name, actual in found.items() if actual is not None}
     return Match(found, tuple((name, of[copy]) for name, copy in twice), tuple(aside))
@@ -246,7 +246,7 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + more
 
 
-def _complaint(architecture: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
+def complaint(architecture: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
     parts = [f"lack {listing(missing)}"] * bool(missing)
     parts += [f"hold {listing(unknown)}, which no {architecture} of this config has"] * bool(
         unknown

@@ -35,20 +35,22 @@ WHOLE_NUMBERS = {  # of buffers; no parameter is one
 }
 CODES = {dtype: code for code, dtype in (DTYPES | WHOLE_NUMBERS).items()}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
-PIECE = 128 << 10  # bytes copied at once: a transposed copy stays in the cache, 3 times as fast as in one go
+PIECE = (
+    128 << 10
+)  # bytes copied at once: a transposed copy stays in the cache, 3 times as fast as in one go
 HELD = 32 << 20  # bytes that are read between two times of letting go
 LIMIT = 4 << 30  # bytes of a file
 ALIGNED = 64  # what the CPU backend takes without another copy
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """The tensors of a directory by name, as views of its mapped files."""
+    """The tensors of a directory by name, as views of its mapped files; `stem` is what these are called."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, stem: str = "model"):
         self._views: dict[str, np.ndarray] = {}
         self._maps: list[mmap.mmap] = []
         self.nbytes = 0
-        for path, names in _files(directory).items():
+        for path, names in _files(directory, stem).items():
             self._open(path, names)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -131,10 +133,7 @@ def place(name: str, view: Any, weights: Weights, sharding: Any = None) -> jax.A
     Raises:
         BadInput: when it holds a NaN or an infinity, or is of whole numbers.
     """
-    if view.dtype not in DTYPES.values():
-        raise errors.BadInput(
-            f"parameter {name!r} is of {view.dtype}, and quantised weights are not read; give it as a float"
-        )
+    check_float(name, view)
     if sharding is None:
         return jax.device_put(_copy(name, view, weights))
 
@@ -143,6 +142,15 @@ def place(name: str, view: Any, weights: Weights, sharding: Any = None) -> jax.A
 
     dtype = jax.dtypes.canonicalize_dtype(view.dtype)
     return jax.make_array_from_callback(tuple(view.shape), sharding, part, dtype=dtype)
+
+
+def check_float(name: str, view: Any) -> None:
+    """Refuses whole numbers: what they stand for is said elsewhere, if at all."""
+    if view.dtype not in DTYPES.values():
+        raise errors.BadInput(
+            f"tensor {name!r} is of {view.dtype}, and quantised weights are not read; give it in "
+            + " or ".join(DTYPES)
+        )
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
@@ -173,7 +181,9 @@ def _copy(name: str, view: Any, weights: Weights) -> np.ndarray:
     for piece in _pieces(view):
         read = view[piece]
         check_finite(name, read)
-        if dtype == view.dtype:  # as whole numbers: numpy copies bfloat16 one by one, 8 times as slowly
+        if (
+            dtype == view.dtype
+        ):  # as whole numbers: numpy copies bfloat16 one by one, 8 times as slowly
             target.view(bits)[piece] = read.view(bits)
         else:
             target[piece] = read
@@ -198,16 +208,14 @@ def _pieces(view: Any) -> Iterator[tuple[slice, ...]]:
         yield (slice(None),) * outermost + (slice(start, start + step),)
 
 
-def _files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+def _files(directory: pathlib.Path, stem: str) -> dict[pathlib.Path, set[str] | None]:
     """The files that hold the weights, and, where an index says so, which tensors each must have."""
-    index = directory / "model.safetensors.index.json"
+    index = directory / f"{stem}.safetensors.index.json"
     if index.is_file():
         return _indexed(directory, index)
-    found = sorted(
-        path for path in directory.glob("*.safetensors") if path.name != "aside.safetensors"
-    )
-    if (directory / "model.safetensors") in found:
-        found = [directory / "model.safetensors"]
+    found = [directory / f"{stem}.safetensors"]
+    if not found[0].is_file():
+        found = sorted(directory.glob("*.safetensors"))
     if len(found) == 1:
         return {found[0]: None}
     if found:

@@ -69,7 +69,7 @@ def break_config(workdir):
 
 def change_config(workdir):
     groups = json.loads((workdir / "config.json").read_text())
-    groups["model"]["rope_theta"] = 500.0
+    groups["model"]["rope"]["theta"] = 500.0
     (workdir / "config.json").write_text(json.dumps(groups))
 
 
@@ -98,15 +98,12 @@ def remove_tokenizer(workdir):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, "there is no directory .*run; give one that train has written"),
-        (
-            remove_config,
-            "run holds no run: config.json is missing; give a directory that train has written",
-        ),
-        (break_config, r"config.json is not the config.json that train writes \(.*\); restore it"),
+        (shutil.rmtree, "there is no directory .*run; give a run, a bundle or a Hugging Face"),
+        (remove_config, "run holds no model: config.json is missing; give a run, a bundle or"),
+        (break_config, r"config.json is not JSON \(.*\); restore it, or give another directory"),
         (
             change_config,
-            r"has model.rope_theta=500.0, and the checkpoint of step 4 was trained with 10000.0; restore",
+            r"has model.rope=Rope\(theta=500.0,.* the checkpoint of step 4 was trained with .*10000.0,.*; restore",
         ),
         (remove_checkpoints, "run has no complete checkpoint yet; train it until one is saved"),
         (half_write, "run has no complete checkpoint yet; train it until one is saved"),

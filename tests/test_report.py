@@ -45,7 +45,7 @@ def lm() -> model.LM:
     net = model.build(config)
     params = jax.jit(lambda key: model.init(net, key=key))(jax.random.key(7))
     params = jax.tree.map(lambda leaf: 2 * leaf, params)
-    return model.LM(config, params, Letters(), net, digest="0" * 64)  # type: ignore[arg-type]
+    return model.LM(config, params, Letters(), net)  # type: ignore[arg-type]
 
 
 def numbers_of(picture: pathlib.Path) -> dict:
@@ -180,7 +180,7 @@ def test_pictures_show_the_tokens_that_decoding_reads():
     config = ModelConfig(vocab_size=271, context_length=97, layers=1, width=6, heads=1)
     net = model.build(config)
     params = jax.jit(lambda key: model.init(net, key=key))(jax.random.key(5))
-    lm = model.LM(config, params, words, net, digest="0" * 64)
+    lm = model.LM(config, params, words, net)
     (completion,) = decode.generate(lm, [SENTENCE], Settings(max_new_tokens=1), seed=3)
     assert report.prompt_tokens(lm, SENTENCE) == list(completion.prompt_tokens)
 

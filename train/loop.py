@@ -312,7 +312,7 @@ def _samples(
 ) -> dict[str, list[tuple[str, str]]]:
     """What the model makes of the config's prompts now: per name of settings, pairs of prompt and text."""
     params = jax.device_put(blocks.unstack_layers(jax.device_get(state.params)))
-    lm = model.LM(config, params, words, model.build(config), digest="")
+    lm = model.LM(config, params, words, model.build(config))
     named = asked.decode.requests()
     prompts = {request.id: (name, str(request.prompt)) for name, request in named}
     texts: dict[str, list[tuple[str, str]]] = {name: [] for name in asked.decode.settings}
