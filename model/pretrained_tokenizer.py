@@ -126,8 +126,7 @@ class Pretrained:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special ids vanish, as do ids that no token has."""
         ids = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).tolist()
-        known = [id for id in ids if self._known(id) and id not in self._segmenter.special]
-        return self._segmenter.decode(known)
+        return self._segmenter.decode([id for id in ids if self._known(id)])
 
     def reader(self) -> segmentation.Reader:
         """Decodes ids one at a time; see `tokenizer.Stream`."""

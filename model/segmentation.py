@@ -214,8 +214,10 @@ class Window:
         after = self._segmenter.decode(self._context + self._waiting)
         if len(after) <= len(before) or (after.endswith("\ufffd") and not final):
             return ""
-        known = self._waiting if before else self._context + self._waiting
-        self._context, self._waiting = known, []
+        # Spaces alone are no context: a decoder may drop them at the start.
+        has_text = bool(self._segmenter.decode(self._waiting).strip())
+        self._context = self._waiting if has_text else self._context + self._waiting
+        self._waiting = []
         return after[len(before) :]
 
 

@@ -105,9 +105,11 @@ def test_the_digest_covers_every_file_and_what_was_settled(homes, tmp_path):
     digests.add(tokenizer.load(home).digest)
     (home / "chat_template.jinja").write_text("moon")
     digests.add(tokenizer.load(home).digest)
+    (home / "chat_template.jinja").write_text("ring")
+    digests.add(tokenizer.load(home).digest)
     (home / "README.md").write_text("not part of a tokenizer")
     digests.add(tokenizer.load(home).digest)
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize(

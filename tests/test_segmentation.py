@@ -11,7 +11,7 @@ import tokenizer_homes
 import tokenizers
 from hypothesis import strategies
 
-from model import errors, tokenizer
+from model import errors, segmentation, tokenizer
 
 unicode_text = strategies.text(strategies.characters(exclude_categories=["Cs"]), max_size=30)
 likely_text = strategies.lists(
@@ -161,3 +161,48 @@ def test_a_lone_surrogate_is_refused(loaded):
     for words in loaded.values():
         with pytest.raises(errors.BadInput, match=r"lone surrogate U\+D800 at character 2"):
             words.encode("ab\ud800")
+
+
+def test_each_byte_that_is_no_text_is_one_replacement_character_as_in_sentencepiece(homes, loaded):
+    inner = sentencepiece.SentencePieceProcessor(model_file=str(homes["llama"] / "tokenizer.model"))
+    pieces = [
+        "<0xE6>",
+        "<0x9C>",
+        "▁moon",
+        "<0xFF>",
+        "<0xE6>",
+        "<0x9C>",
+        "<0xA8>",
+        "<0xF0>",
+        "<0x9F>",
+    ]
+    ids = [inner.piece_to_id(piece) for piece in pieces]
+    assert loaded["llama"].decode(ids) == inner.decode(ids) == "\ufffd\ufffd \ufffd木\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "text"),
+    [
+        ({"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}, "moon 星\ufffd木 a"),
+        ({"type": "Strip", "content": "Ġ", "start": 2, "stop": 0}, "moon    moon   a"),
+        (None, "moon moon"),
+    ],
+)
+def test_a_stream_keeps_to_decoders_that_look_at_their_neighbours(homes, tmp_path, decoder, text):
+    layout = json.loads((homes["qwen2"] / "tokenizer.json").read_text())
+    settings = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    if decoder and decoder["type"] == "Sequence":
+        decoder = {**decoder, "decoders": [{"type": "ByteLevel", **settings}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**layout, "decoder": decoder}))
+    words = tokenizer.load(tmp_path)
+    ids = words.encode(text)
+    for cut in range(len(ids)):
+        assert tokenizer_homes.streamed(words, ids[cut:]) == words.decode(ids[cut:])
+    stream = tokenizer.Stream(words)
+    shown = [stream.push(id) for id in ids]
+    assert "".join(shown).count("\ufffd") == words.decode(ids).count("\ufffd")
+
+
+def test_the_longest_token_is_cut_out_of_a_text():
+    found = segmentation.split_at("a<s><s>>b", {"<s": 1, "<s>": 2, "<s>>": 3})
+    assert list(found) == [("a", 2), ("", 3), ("b", None)]
