@@ -168,7 +168,7 @@ def test_each_byte_that_is_no_text_is_one_replacement_character_as_in_sentencepi
     pieces = [
         "<0xE6>",
         "<0x9C>",
-        "▁moon",
+        "▁",
         "<0xFF>",
         "<0xE6>",
         "<0x9C>",
