@@ -28,11 +28,20 @@ SMALLEST_SLOTS = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One sample of one request on its way through the rows."""
+    """One sample of one request on its way through the rows.
+
+    Attributes:
+        prompt: what the person gave, in tokens.
+        read: the tokens of it that the cache holds before the first step.
+        tokens: what the row begins with: the prompt, or an encoder-decoder's first token of a target.
+        limit: the length at which the row is done.
+    """
 
     id: str | int
     sample: int
     settings: Settings
+    prompt: tuple[int, ...]
+    read: tuple[int, ...]
     tokens: tuple[int, ...]
     limit: int
 
@@ -107,18 +116,38 @@ def bucket(count: int, smallest: int, largest: int) -> int:
 
 def _jobs(lm: LM, requests: list[Request]) -> list[_Job]:
     jobs = []
-    window = lm.config.context_length
     for place, request in enumerate(requests):
-        tokens = _prompt_tokens(lm, request)
-        if len(tokens) >= window:
-            raise errors.BadInput(
-                f"request {request.id!r} has a prompt of {len(tokens)} tokens, and the context window of {window} "
-                "must hold one more; shorten the prompt"
-            )
-        limit = min(len(tokens) + request.settings.max_new_tokens, window)
+        prompt = _prompt_tokens(lm, request)
+        read, tokens = _begin(lm, request, prompt)
+        limit = min(len(tokens) + request.settings.max_new_tokens, lm.config.context_length)
         name, settings = place if request.id is None else request.id, request.settings
-        jobs += [_Job(name, sample, settings, tokens, limit) for sample in range(settings.n)]
+        jobs += [
+            _Job(name, sample, settings, prompt, read, tokens, limit)
+            for sample in range(settings.n)
+        ]
     return jobs
+
+
+def _begin(
+    lm: LM, request: Request, prompt: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the cache reads before the first step, and what the row begins with."""
+    window, separate = lm.config.context_length, lm.config.family == "encoder_decoder"
+    if len(prompt) + (not separate) > window:
+        room = "must hold it" if separate else "must hold one more"
+        raise errors.BadInput(
+            f"request {request.id!r} has a prompt of {len(prompt)} tokens, and the context window of {window} "
+            f"{room}; shorten the prompt"
+        )
+    if not separate:
+        return prompt[:-1], prompt
+    start = lm.tokenizer.bos_id if lm.tokenizer.start_id is None else lm.tokenizer.start_id
+    if start is None:
+        raise errors.BadInput(
+            "nothing says which token a target of this encoder-decoder begins with; "
+            "add decoder_start_token_id to its config.json"
+        )
+    return prompt, (start,)
 
 
 def _prompt_tokens(lm: LM, request: Request) -> tuple[int, ...]:
@@ -143,12 +172,20 @@ def _run(
         raise errors.BadInput(
             f"batch_size is {batch_size!r}; it must be a whole number of at least 1"
         )
-    rows = max(LEAST_ROWS, batch_size)
-    queues: dict[int, collections.deque[_Job]] = collections.defaultdict(collections.deque)
+    if lm.config.family == "encoder_only":
+        raise errors.BadInput(
+            "an encoder_only model fills and classifies, and does not write; "
+            "decode with a decoder_only, encoder_decoder or recurrent one"
+        )
+    rows, window = max(LEAST_ROWS, batch_size), lm.config.context_length
+    queues: dict[tuple, collections.deque[_Job]] = collections.defaultdict(collections.deque)
     for job in jobs:
-        queues[bucket(job.limit, SMALLEST_SLOTS, lm.config.context_length)].append(job)
-    for slots, queue in queues.items():
-        state = loop.empty(lm.net, rows, slots)
+        source = 0
+        if lm.config.family == "encoder_decoder":
+            source = bucket(len(job.read), SMALLEST_PROMPT, window)
+        queues[bucket(job.limit, SMALLEST_SLOTS, window), source].append(job)
+    for (slots, source), queue in queues.items():
+        state = loop.empty(lm.net, rows, slots, source)
         busy: dict[int, _Job] = {}
         told: dict[int, int] = {}
         prompt, cache = None, None
@@ -157,8 +194,8 @@ def _run(
                 if queue and row not in busy:
                     job = busy[row] = queue.popleft()
                     told[row] = len(job.tokens)
-                    if prompt != job.tokens:
-                        prompt, cache = job.tokens, _prefill(lm, job.tokens)
+                    if prompt != job.prompt:
+                        prompt, cache = job.prompt, _prefill(lm, job.read)
                     state = loop.insert(state, np.int32(row), _one(lm, job, slots, seed, cache))
             least = len(busy) if queue else 1
             state = loop.run(lm.net, lm.params, state, np.int32(steps), np.int32(least))
@@ -174,12 +211,11 @@ def _run(
                     yield job, tokens, None
 
 
-def _prefill(lm: LM, tokens: tuple[int, ...]) -> Any:
-    """The cache of all but the last token of a prompt."""
-    count = len(tokens) - 1
-    size = bucket(count, SMALLEST_PROMPT, lm.config.context_length)
-    padded_BT = np.array([[*tokens[:-1], *[0] * (size - count)]], np.int32)
-    return loop.prefill(lm.net, lm.params, padded_BT, np.int32(count))
+def _prefill(lm: LM, read: tuple[int, ...]) -> Any:
+    """The cache that has read these tokens."""
+    size = bucket(len(read), SMALLEST_PROMPT, lm.config.context_length)
+    padded_BT = np.array([[*read, *[0] * (size - len(read))]], np.int32)
+    return loop.prefill(lm.net, lm.params, padded_BT, np.int32(len(read)))
 
 
 def _one(lm: LM, job: _Job, slots: int, seed: int, cache: Any) -> loop.State:
@@ -230,7 +266,7 @@ class _View:
         return Completion(
             id=job.id,
             sample=job.sample,
-            prompt_tokens=job.tokens,
+            prompt_tokens=job.prompt,
             tokens=tokens,
             text=lm.tokenizer.decode(tokens[:-1] if stopped else tokens),
             finish_reason="stop" if stopped else "length",

@@ -47,9 +47,9 @@ class State(struct.PyTreeNode):
     margins_BS: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("net", "rows", "slots"))
-def empty(net: nn.Module, rows: int, slots: int) -> State:
-    """A batch whose rows are all done: places to insert into."""
+@functools.partial(jax.jit, static_argnames=("net", "rows", "slots", "source"))
+def empty(net: nn.Module, rows: int, slots: int, source: int = 0) -> State:
+    """A batch whose rows are all done: places to insert into, with `source` slots for what an encoder reads."""
     zeros_BS = jnp.zeros((rows, slots), jnp.float32)
     zeros_B = jnp.zeros(rows, jnp.int32)
     return State(
@@ -60,7 +60,7 @@ def empty(net: nn.Module, rows: int, slots: int) -> State:
         done_B=jnp.ones(rows, bool),
         keys_B=jax.random.wrap_key_data(jnp.zeros((rows, 2), jnp.uint32), impl=keys.IMPLEMENTATION),
         knobs=processors.Knobs(zeros_BS[:, 0], zeros_B, zeros_BS[:, 0] + 1, zeros_BS[:, 0]),
-        cache=cache.init(net.config, rows, slots, net.runtime.dtype),
+        cache=cache.init(net.config, rows, slots, net.runtime.dtype, source),
         logprobs_BS=zeros_BS,
         sampled_logprobs_BS=zeros_BS,
         margins_BS=zeros_BS,
@@ -71,12 +71,13 @@ def empty(net: nn.Module, rows: int, slots: int) -> State:
 def prefill(net: nn.Module, params: Any, tokens_BT: jax.Array, count: jax.Array) -> Any:
     """The cache of one prompt's first `count` tokens; [1, T] whatever the batch is, so its bits never depend on it.
 
-    The last token of a prompt is not among them: the first step feeds it, as every step feeds the newest token.
+    They are all but the last, which the first step feeds, as every step feeds the newest token; or the whole source
+    of an encoder-decoder, whose first step feeds the token that its target begins with.
     """
     size = tokens_BT.shape[1]
-    blank = cache.init(net.config, 1, size, net.runtime.dtype)
+    blank = cache.for_prompt(net.config, size, net.runtime.dtype)
     mask_BT = jnp.arange(size)[None] < count
-    return net.apply({"params": params}, tokens_BT, mask=mask_BT, cache=blank)[1]["cache"]
+    return net.apply({"params": params}, tokens_BT, mask_BT, blank, method="read")
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
@@ -95,8 +96,8 @@ def step(net: nn.Module, params: Any, state: State) -> State:
     rows = jnp.arange(len(state.done_B))
     going_B = ~state.done_B
     newest_B = state.tokens_BS[rows, state.lengths_B - 1]
-    logits_B1V, aux = net.apply(
-        {"params": params}, newest_B[:, None], mask=going_B[:, None], cache=state.cache
+    logits_B1V, memory = net.apply(
+        {"params": params}, newest_B[:, None], going_B[:, None], state.cache, method="extend"
     )
     drawn = sampling.draw(
         logits_B1V[:, 0].astype(jnp.float32),
@@ -113,7 +114,7 @@ def step(net: nn.Module, params: Any, state: State) -> State:
         tokens_BS=record(state.tokens_BS, drawn.token_B),
         lengths_B=lengths_B,
         done_B=state.done_B | ended_B,
-        cache=aux["cache"],
+        cache=memory,
         logprobs_BS=record(state.logprobs_BS, drawn.logprob_B),
         sampled_logprobs_BS=record(state.sampled_logprobs_BS, drawn.sampled_logprob_B),
         margins_BS=record(state.margins_BS, drawn.margin_B),

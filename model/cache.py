@@ -68,6 +68,13 @@ def init(
     )
 
 
+def for_prompt(config: ModelConfig, length: int, dtype: str) -> Cache:
+    """An empty cache of one row, with room for a prompt of `length` tokens: the source of an encoder-decoder."""
+    if config.family == "encoder_decoder":
+        return init(config, 1, 1, dtype, source=length)
+    return init(config, 1, length, dtype)
+
+
 def append(slots_BSKH: jax.Array, new_BTKH: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Writes each row's T new entries behind its `lengths_B` old ones.
 

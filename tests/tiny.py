@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import model
-from model import cache, checkpoint, tokenizer
-from model.config import ModelConfig, Runtime
+from model import cache, tokenizer
+from model.config import ModelConfig, Runtime, Scores
 
 TEXT = (
     "the moon ganymede is located in the solar system, where it circles jupiter; it is larger than "
@@ -25,15 +25,40 @@ GPT2 = dict(
     position="learned",
     norm="layer",
     activation="gelu_tanh",
-    gated=False,
-    bias=True,
+    bias="all",
     tied=True,
     width=44,
     heads=4,
     **SHAPE,
 )
 LLAMA = dict(width=44, heads=6, kv_heads=2, head_size=14, **SHAPE)
-FAMILIES: dict[str, dict] = {"gpt2": GPT2, "llama": LLAMA}
+GEMMA2 = dict(
+    **LLAMA,
+    windows=(11, 0),
+    norm="rms_plus_one",
+    block="sandwich",
+    scores=Scores(cap=5.0),
+    embedding="scaled",
+    tied=True,
+    logit_cap=9.0,
+)
+T5 = dict(
+    **LLAMA,
+    family="encoder_decoder",
+    position="relative",
+    scores=Scores(scale=1.0),
+    tied=True,
+    embedding="head_scaled",
+)
+LSTM = dict(family="lstm", width=44, context_length=61, layers=2)
+FAMILIES: dict[str, dict] = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "gemma2": GEMMA2,
+    "t5": T5,
+    "lstm": LSTM,
+    "gru": {**LSTM, "family": "gru"},
+}
 
 
 @functools.cache
@@ -56,7 +81,7 @@ def lm(family: str = "llama", seed: int = 0, runtime: Runtime = Runtime()) -> mo
         return tree.unflatten([x + 0.15 * jax.random.normal(k, x.shape) for k, x in pairs])
 
     params = init()
-    return model.LM(config, params, words(), net, checkpoint.tree_digest(params))
+    return model.LM(config, params, words(), net)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +95,23 @@ class Scripted:
     runtime: Runtime = Runtime()
 
     def apply(
-        self, variables: Any, tokens_BT: jax.Array, *, mask=None, cache: cache.Cache
-    ) -> tuple[jax.Array, dict]:
+        self,
+        variables: Any,
+        tokens_BT: jax.Array,
+        mask: jax.Array,
+        cache: cache.Cache,
+        method: str,
+    ) -> Any:
         params = variables["params"]
-        batch, length = tokens_BT.shape
+        length = tokens_BT.shape[1]
         positions_BT = cache.lengths_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         logits_BTV = (
             jnp.take(params["by_token"], tokens_BT, axis=0)
             + jnp.take(params["by_position"], positions_BT, axis=0, mode="clip")
         )  # fmt: skip
-        real_BT = jnp.ones((batch, length), bool) if mask is None else mask
-        lengths_B = cache.lengths_B + real_BT.sum(axis=1, dtype=jnp.int32)
-        return logits_BTV, {"cache": cache.replace(lengths_B=lengths_B)}
+        lengths_B = cache.lengths_B + mask.sum(axis=1, dtype=jnp.int32)
+        memory = cache.replace(lengths_B=lengths_B)
+        return memory if method == "read" else (logits_BTV, memory)
 
 
 class Letters:
@@ -127,5 +157,4 @@ def scripted(
         params=params,
         tokenizer=Letters(size, eos_id),
         net=Scripted(config),
-        digest=checkpoint.tree_digest(params),
     )
