@@ -110,7 +110,8 @@ def from_theirs(architecture: str, config: ModelConfig, tensors: Mapping[str, An
 
 def to_theirs(architecture: str, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """Our parameter tree (one entry per layer) as their named tensors."""
-    return {each.name: each.read() for each in outgoing(architecture, config, flatten(params))}
+    made = outgoing(architecture, config, flatten(params))
+    return {each.name: np.ascontiguousarray(each.read()) for each in made}
 
 
 def resolve(architecture: str, config: ModelConfig, names: Iterable[str]) -> Match:
