@@ -81,7 +81,8 @@ def _read_gemma2(theirs: Theirs) -> dict[str, Any]:
     slides = ("sliding_attention", "full_attention")
     default = [slides[i % 2] for i in range(theirs["num_hidden_layers"])]
     act = theirs.get("hidden_activation") or theirs.get("hidden_act") or "gelu_pytorch_tanh"
-    scale = theirs["query_pre_attn_scalar"] ** -0.5
+    usual = theirs["query_pre_attn_scalar"] == theirs["head_dim"]
+    scale = 0.0 if usual else theirs["query_pre_attn_scalar"] ** -0.5
     return _read_llama({**theirs, "hidden_act": act}) | dict(
         windows=forms.read_windows(theirs, default),
         scores=Scores(scale=scale, cap=theirs["attn_logit_softcapping"] or 0.0),
@@ -146,7 +147,7 @@ FORMS = {
             "n_inner": None,
         },
         demands={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
-        **forms.activations("activation_function"),
+        **forms.activations("activation_function", tanh="gelu_new"),
     ),
     "llama": Form(
         classes={"LlamaForCausalLM": "lm"}, keys=LLAMA_KEYS, demands=NO_PART, **LLAMA_FORM

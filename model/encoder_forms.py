@@ -99,6 +99,7 @@ BERT_LIKE: dict[str, Any] = dict(
     defaults={
         "layer_norm_eps": 1e-12,
         "hidden_act": "gelu",
+        "activation": "gelu",
         "tie_word_embeddings": True,
         "type_vocab_size": 2,
         "sinusoidal_pos_embds": False,

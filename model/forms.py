@@ -153,9 +153,11 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
     return {"layer_types": types, "sliding_window": max(windows) or None}
 
 
-def activations(key: str) -> dict[str, Any]:
-    """`read` and `write` where nothing but the activation needs translation."""
+def activations(key: str, tanh: str = "gelu_pytorch_tanh") -> dict[str, Any]:
+    """`read` and `write` where nothing but the activation needs translation; `tanh` is their name for that GELU."""
     return dict(
         read=lambda theirs: {"activation": activation(key, theirs[key])},
-        write=lambda config: {key: their_activation(config)},
+        write=lambda config: {
+            key: tanh if config.activation == "gelu_tanh" else their_activation(config)
+        },
     )
