@@ -14,6 +14,7 @@ import numpy as np
 
 VOCABULARY = 67
 FIRST = 3  # 0, 1 and 2 stand for padding, beginning or end in one config or another
+EPSILON = 0.02  # of norms, so large that any other shows
 TWO_SIDED = ("t5", "bart", "marian", "encoder_decoder")
 
 Row = dict[str, np.ndarray]
@@ -65,7 +66,7 @@ def _llama(builds: str = "Llama", window: int = 19, **other: Any) -> Reference:
         num_key_value_heads=2,
         head_dim=14,
         max_position_embeddings=window,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=EPSILON,
         rope_theta=5000.0,
         tie_word_embeddings=False,
     )
@@ -84,6 +85,7 @@ def _gpt_neox(**other: Any) -> Reference:
         max_position_embeddings=19,
         rotary_pct=0.47,
         rotary_emb_base=1000,
+        layer_norm_eps=EPSILON,
     )
     return Reference("GPTNeoXForCausalLM", config | other)
 
@@ -96,13 +98,20 @@ def _bloom(width: int, heads: int) -> Reference:
         n_layer=2,
         n_head=heads,
         seq_length=19,
+        layer_norm_epsilon=EPSILON,
     )
     return Reference("BloomForCausalLM", config)
 
 
 def _encoder(builds: str, head: str, classes: int = 0) -> Reference:
     """BERT, RoBERTa or DistilBERT with one of its heads."""
-    sizes = dict(hidden_size=20, num_attention_heads=5, num_hidden_layers=2, intermediate_size=37)
+    sizes = dict(
+        hidden_size=20,
+        num_attention_heads=5,
+        num_hidden_layers=2,
+        intermediate_size=37,
+        layer_norm_eps=EPSILON,
+    )
     config: dict[str, Any] = {
         "Bert": dict(**sizes, max_position_embeddings=19, type_vocab_size=3, pad_token_id=0),
         "Roberta": dict(**sizes, max_position_embeddings=21, type_vocab_size=1, pad_token_id=1),
@@ -134,6 +143,7 @@ def _t5(lengths: tuple[int, int, int] = (1, 7, 19), **other: Any) -> Reference:
         num_decoder_layers=3,
         num_heads=5,
         decoder_start_token_id=0,
+        layer_norm_epsilon=EPSILON,
     )
     untied = other.get("tie_word_embeddings") is False
     more = {"lm_head.weight": (VOCABULARY, 18)} if untied else {}
@@ -174,6 +184,7 @@ REFERENCES: dict[str, Reference] = {
             n_layer=2,
             n_inner=43,
             n_positions=19,
+            layer_norm_epsilon=EPSILON,
         ),
     ),
     "llama": _llama(),
