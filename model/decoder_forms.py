@@ -34,6 +34,13 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _write_whole(config: ModelConfig) -> dict[str, Any]:
+    """For transformers the heads of LLaMA and Gemma 2 divide the width, though head_dim says how large they are."""
+    if config.width % config.heads:
+        raise forms.refused("num_attention_heads", config.heads, (f"divisors of {config.width}",))
+    return _write_llama(config)
+
+
 def _read_mistral(theirs: Theirs) -> dict[str, Any]:
     window = theirs.get("sliding_window")
     return _read_llama(theirs) | {"windows": (window,) if window else ()}
@@ -81,8 +88,7 @@ def _read_gemma2(theirs: Theirs) -> dict[str, Any]:
     slides = ("sliding_attention", "full_attention")
     default = [slides[i % 2] for i in range(theirs["num_hidden_layers"])]
     act = theirs.get("hidden_activation") or theirs.get("hidden_act") or "gelu_pytorch_tanh"
-    usual = theirs["query_pre_attn_scalar"] == theirs["head_dim"]
-    scale = 0.0 if usual else theirs["query_pre_attn_scalar"] ** -0.5
+    scale = theirs["query_pre_attn_scalar"] ** -0.5
     return _read_llama({**theirs, "hidden_act": act}) | dict(
         windows=forms.read_windows(theirs, default),
         scores=Scores(scale=scale, cap=theirs["attn_logit_softcapping"] or 0.0),
@@ -91,7 +97,7 @@ def _read_gemma2(theirs: Theirs) -> dict[str, Any]:
 
 
 def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
-    written = _write_llama(config)
+    written = _write_whole(config)
     scalar = (config.scores.scale or config.head_size**-0.5) ** -2
     return written | dict(
         forms.write_windows(config),
@@ -122,7 +128,7 @@ def _write_neox(config: ModelConfig) -> dict[str, Any]:
 
 
 LLAMA_FORM: dict[str, Any] = dict(
-    fixed={}, read=_read_llama, write=_write_llama, defaults=LLAMA_DEFAULTS
+    fixed={}, read=_read_llama, write=_write_whole, defaults=LLAMA_DEFAULTS
 )
 NO_PART: dict[str, tuple] = {"partial_rotary_factor": (None, 1.0)}
 NO_BIAS: dict[str, tuple] = {"attention_bias": (False, None), "mlp_bias": (False, None)}

@@ -248,6 +248,7 @@ def listing(names: Sequence[str]) -> str:
 
 
 def complaint(architecture: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """What is wrong with a set of names."""
     parts = [f"lack {listing(missing)}"] * bool(missing)
     parts += [f"hold {listing(unknown)}, which no {architecture} of this config has"] * bool(
         unknown

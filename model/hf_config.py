@@ -3,6 +3,7 @@
 What a form demands and a file says otherwise we would compute differently, so it is refused by name.
 """
 
+import dataclasses
 from typing import Any
 
 from model import decoder_forms, encoder_forms, errors, forms
@@ -68,9 +69,16 @@ def holding(config: ModelConfig) -> str | None:
 
 def _holds(architecture: str, config: ModelConfig) -> bool:
     try:
-        return model_config(their_config(architecture, config)) == config
+        return _plain(model_config(their_config(architecture, config))) == _plain(config)
     except (errors.BadInput, StopIteration, KeyError):  # no such class, activation or scaling
         return False
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The same with the usual scale left to follow from the heads."""
+    usual = config.scores.scale == config.head_size**-0.5
+    scores = dataclasses.replace(config.scores, scale=0.0 if usual else config.scores.scale)
+    return dataclasses.replace(config, scores=scores)
 
 
 def _kind(theirs: Theirs) -> str:
