@@ -12,19 +12,33 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 import model
-from model import errors, hf, hf_config, sources, weights
+from model import errors, hf, hf_config, sources, tokenizer, weights
 from model.config import ModelConfig
 from model.hf import Tensor
 from model.sources import Opened
 from model.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
+# How transformers reads a BPE model of ours as we do, but for a U+2581 in the text, which it takes for a space.
+AS_LLAMA = {
+    "tokenizer_class": "LlamaTokenizer",
+    "legacy": False,
+    "add_prefix_space": False,
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "clean_up_tokenization_spaces": False,
+}
+UNIGRAM = "the tokenizer is a unigram model of SentencePiece's: use that library, because transformers would take it for BPE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Report:
         files: those that hold them.
         aside: tensors that the model does not use; kept beside it, and written again by `export`.
         tokenizer: how many tokens it has; None when there is none.
+        note: what a person should know besides.
         seconds: that it took.
     """
 
@@ -52,6 +67,7 @@ class Report:
     aside: tuple[str, ...]
     tokenizer: int | None
     seconds: float
+    note: str = ""
 
     def __str__(self) -> str:
         words = f"{self.tokenizer:,} tokens" if self.tokenizer else "none; text cannot be encoded"
@@ -62,7 +78,7 @@ class Report:
         ]
         if self.aside:
             lines.append(f"not used by the model, and kept: {hf.listing(self.aside)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.note] if self.note else lines)
 
 
 def import_(source: str | pathlib.Path, out: str | pathlib.Path) -> Report:
@@ -111,7 +127,7 @@ def export(
     if kind == "theirs":
         raise errors.BadInput(f"{source} is a Hugging Face directory already; copy it")
     if kind == "run":
-        return _export_run(source, out, limit)
+        return _export_run(source, out, limit, groups.get("tokenizer") or {})
     start = time.monotonic()
     opened = sources.open_bundle(source, groups)
     sources.check_shapes(opened, model.abstract(opened.config))
@@ -127,7 +143,9 @@ def export(
     return _report(start, out, opened.architecture, leaves, names, tuple(aside), words)
 
 
-def _export_run(source: pathlib.Path, out: pathlib.Path, limit: int) -> Report:
+def _export_run(
+    source: pathlib.Path, out: pathlib.Path, limit: int, words: Mapping[str, Any]
+) -> Report:
     start, lm = time.monotonic(), model.load(source)
     architecture = hf_config.holding(lm.config)
     if architecture is None:
@@ -144,7 +162,12 @@ def _export_run(source: pathlib.Path, out: pathlib.Path, limit: int) -> Report:
             part / "config.json", said | _special(lm.tokenizer, lm.config) | {"torch_dtype": dtype}
         )
         _write_words(part, lm.tokenizer)
-    return _report(start, out, architecture, leaves, names, (), lm.tokenizer)
+        ours = tuple(lm.tokenizer.files) == (tokenizer.FILE,)
+        bpe = ours and words.get("kind") == "bpe" and words.get("path") is None
+        if bpe:
+            _write_json(part / "tokenizer_config.json", AS_LLAMA)
+    report = _report(start, out, architecture, leaves, names, (), lm.tokenizer)
+    return dataclasses.replace(report, note="" if bpe or not ours else UNIGRAM)
 
 
 def _returned(opened: Opened, aside: Any) -> Iterator[Tensor]:

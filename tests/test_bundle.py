@@ -124,11 +124,11 @@ def test_every_preset_is_held_by_its_own_architecture_and_few_by_none():
         assert name.startswith(str(hf_config.holding(presets.config(name))))
 
 
-def trained(directory, family):
+def trained(directory, family, kind="unigram"):
     """A run directory of one of the tiny models."""
     lm = tiny.lm(family)
     lm.tokenizer.save(directory / "tokenizer")
-    said = {"model": dataclasses.asdict(lm.config)}
+    said = {"model": dataclasses.asdict(lm.config), "tokenizer": {"kind": kind}}
     (directory / "config.json").write_text(json.dumps(said))
     meta = {"tokenizer": lm.tokenizer.digest, "model": said["model"]}
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
@@ -156,6 +156,21 @@ def test_a_run_that_no_architecture_holds_is_not_exported(tmp_path):
     ):
         bundle.export(tmp_path / "run", tmp_path / "theirs")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.oracle
+def test_transformers_reads_the_tokenizer_of_an_exported_run_as_we_do(tmp_path):
+    import transformers
+
+    words = trained(tmp_path / "run", "gpt2", kind="bpe").tokenizer
+    assert bundle.export(tmp_path / "run", tmp_path / "theirs").note == ""
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    for text in (tiny.TEXT, "  two  spaces\n\n\tand tabs, é 漢\n"):
+        assert theirs(text)["input_ids"] == [*words.prefix_ids, *words.encode(text)]
+        assert theirs.decode(words.encode(text)) == text
+    other = trained(tmp_path / "other", "gpt2")
+    assert "is a unigram model" in str(bundle.export(tmp_path / "other", tmp_path / "x"))
+    assert other.tokenizer.digest == words.digest
 
 
 @pytest.mark.oracle
