@@ -49,6 +49,7 @@ class NoText:
     """What decoding asks of a tokenizer when prompts are ids and only the cap ends a completion."""
 
     bos_id = eos_id = None
+    eos_ids = ()
 
     def decode(self, ids: list[int]) -> str:
         return ""

@@ -17,7 +17,7 @@ import numpy as np
 from decode import keys, loop, processors
 from decode import settings as asked
 from decode.settings import Completion, Request, Settings
-from model import LM, errors, tokenizer
+from model import LM, errors, segmentation, tokenizer
 
 BATCH_SIZE = 8
 LEAST_ROWS = 2  # one row takes another path through a CPU's matrix product, with other roundings
@@ -71,7 +71,7 @@ def generate(
     """
     requests = asked.requests(prompts, settings)
     jobs = _jobs(lm, requests)
-    texts = {(job.id, job.sample): tokenizer.Stream(lm.tokenizer) for job in jobs}
+    texts = {(job.id, job.sample): lm.tokenizer.reader() for job in jobs}
     done = {}
     for job, tokens, completion in _run(lm, jobs, seed, batch_size, 1 if on_token else STEPS):
         name = job.id, job.sample
@@ -97,7 +97,7 @@ def stream(
         raise errors.BadInput(
             f"n is {requests[0].settings.n}; a stream carries one completion, so it must be 1"
         )
-    texts = tokenizer.Stream(lm.tokenizer)
+    texts = lm.tokenizer.reader()
     for _, tokens, completion in _run(lm, _jobs(lm, requests), seed, batch_size, 1):
         for _, text in _texts(lm, texts, tokens, completion is not None):
             if text:
@@ -115,6 +115,10 @@ def bucket(count: int, smallest: int, largest: int) -> int:
 
 
 def _jobs(lm: LM, requests: list[Request]) -> list[_Job]:
+    if lm.tokenizer is None:
+        raise errors.BadInput(
+            f"{lm.directory or 'this model'} has no tokenizer; put its tokenizer files beside the weights"
+        )
     jobs = []
     for place, request in enumerate(requests):
         prompt = _prompt_tokens(lm, request)
@@ -185,7 +189,7 @@ def _run(
             source = bucket(len(job.read), SMALLEST_PROMPT, window)
         queues[bucket(job.limit, SMALLEST_SLOTS, window), source].append(job)
     for (slots, source), queue in queues.items():
-        state = loop.empty(lm.net, rows, slots, source)
+        state = loop.empty(lm.net, rows, slots, source, len(ends(lm)))
         busy: dict[int, _Job] = {}
         told: dict[int, int] = {}
         prompt, cache = None, None
@@ -211,6 +215,11 @@ def _run(
                     yield job, tokens, None
 
 
+def ends(lm: LM) -> tuple[int, ...]:
+    """The tokens that end a row; -1 where none does."""
+    return lm.tokenizer.eos_ids or (-1,)
+
+
 def _prefill(lm: LM, read: tuple[int, ...]) -> Any:
     """The cache that has read these tokens."""
     size = bucket(len(read), SMALLEST_PROMPT, lm.config.context_length)
@@ -220,7 +229,6 @@ def _prefill(lm: LM, read: tuple[int, ...]) -> Any:
 
 def _one(lm: LM, job: _Job, slots: int, seed: int, cache: Any) -> loop.State:
     """The state of one row at its start."""
-    end = lm.tokenizer.eos_id
     blank_BS = np.zeros((1, slots), np.float32)
     tokens_BS = np.zeros((1, slots), np.int32)
     tokens_BS[0, : len(job.tokens)] = job.tokens
@@ -228,7 +236,7 @@ def _one(lm: LM, job: _Job, slots: int, seed: int, cache: Any) -> loop.State:
         tokens_BS=tokens_BS,
         lengths_B=np.array([len(job.tokens)], np.int32),
         limits_B=np.array([job.limit], np.int32),
-        ends_B=np.array([-1 if end is None else end], np.int32),
+        ends_BE=np.array([ends(lm)], np.int32),
         done_B=np.array([False]),
         keys_B=keys.row_key(seed, job.id, job.sample)[None],
         knobs=processors.knobs([job.settings]),
@@ -262,7 +270,7 @@ class _View:
                 f"request {job.id!r}: the logits at position {broken[0]} are not numbers; "
                 f"the weights{f' in {lm.directory}' if lm.directory else ''} are damaged or diverged"
             )
-        stopped = tokens[-1] == lm.tokenizer.eos_id
+        stopped = tokens[-1] in lm.tokenizer.eos_ids
         return Completion(
             id=job.id,
             sample=job.sample,
@@ -277,9 +285,9 @@ class _View:
 
 
 def _texts(
-    lm: LM, stream: tokenizer.Stream, tokens: list[int], last: bool
+    lm: LM, stream: segmentation.Reader, tokens: list[int], last: bool
 ) -> Iterator[tuple[int, str]]:
     """Each token with the text it adds; the `last` brings what was held back, and an end of sequence nothing."""
     for place, token in enumerate(tokens):
-        text = "" if token == lm.tokenizer.eos_id else stream.push(token)
+        text = "" if token in lm.tokenizer.eos_ids else stream.push(token)
         yield token, text + (stream.flush() if last and place == len(tokens) - 1 else "")

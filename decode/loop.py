@@ -26,7 +26,7 @@ class State(struct.PyTreeNode):
         tokens_BS: int32, prompt and continuation; the token at position p stands in slot p.
         lengths_B: int32, tokens held so far.
         limits_B: int32, the length at which a row is done.
-        ends_B: int32, the token that ends a row; -1 where none does.
+        ends_BE: int32, the tokens that end a row; -1 where none does.
         done_B: bool.
         keys_B: each row's key, to be folded with the position.
         knobs: the settings.
@@ -37,7 +37,7 @@ class State(struct.PyTreeNode):
     tokens_BS: jax.Array
     lengths_B: jax.Array
     limits_B: jax.Array
-    ends_B: jax.Array
+    ends_BE: jax.Array
     done_B: jax.Array
     keys_B: jax.Array
     knobs: processors.Knobs
@@ -47,16 +47,17 @@ class State(struct.PyTreeNode):
     margins_BS: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("net", "rows", "slots", "source"))
-def empty(net: nn.Module, rows: int, slots: int, source: int = 0) -> State:
-    """A batch whose rows are all done: places to insert into, with `source` slots for what an encoder reads."""
+@functools.partial(jax.jit, static_argnames=("net", "rows", "slots", "source", "ends"))
+def empty(net: nn.Module, rows: int, slots: int, source: int = 0, ends: int = 1) -> State:
+    """A batch whose rows are all done: places to insert into, with `source` slots for what an encoder reads
+    and `ends` tokens that may end each."""
     zeros_BS = jnp.zeros((rows, slots), jnp.float32)
     zeros_B = jnp.zeros(rows, jnp.int32)
     return State(
         tokens_BS=jnp.zeros((rows, slots), jnp.int32),
         lengths_B=zeros_B + 1,
         limits_B=zeros_B,
-        ends_B=zeros_B - 1,
+        ends_BE=jnp.full((rows, ends), -1, jnp.int32),
         done_B=jnp.ones(rows, bool),
         keys_B=jax.random.wrap_key_data(jnp.zeros((rows, 2), jnp.uint32), impl=keys.IMPLEMENTATION),
         knobs=processors.Knobs(zeros_BS[:, 0], zeros_B, zeros_BS[:, 0] + 1, zeros_BS[:, 0]),
@@ -109,7 +110,8 @@ def step(net: nn.Module, params: Any, state: State) -> State:
         return kept_BS.at[rows, state.lengths_B].set(new_B, mode="drop")
 
     lengths_B = state.lengths_B + going_B.astype(jnp.int32)
-    ended_B = (drawn.token_B == state.ends_B) | (lengths_B >= state.limits_B)
+    at_end_B = (drawn.token_B[:, None] == state.ends_BE).any(axis=1)
+    ended_B = at_end_B | (lengths_B >= state.limits_B)
     return state.replace(
         tokens_BS=record(state.tokens_BS, drawn.token_B),
         lengths_B=lengths_B,

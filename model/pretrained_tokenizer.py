@@ -129,7 +129,7 @@ class Pretrained:
         return self._segmenter.decode([id for id in ids if self._known(id)])
 
     def reader(self) -> segmentation.Reader:
-        """Decodes ids one at a time; see `tokenizer.Stream`."""
+        """Decodes ids one at a time; see `tokenizer.Tokenizer`."""
         return _Known(self._segmenter.reader(), self._known)
 
     def piece(self, id: int) -> str:

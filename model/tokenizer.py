@@ -73,7 +73,7 @@ class Tokenizer(Protocol):
         """A printable label for figures."""
 
     def reader(self) -> segmentation.Reader:
-        """Decodes ids one at a time."""
+        """Decodes ids one at a time; the texts joined are `decode` of all, and no character comes in halves."""
 
     def chat(
         self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -84,30 +84,8 @@ class Tokenizer(Protocol):
         """Writes what `load` needs to give the same tokenizer back."""
 
 
-class Stream:
-    """Decodes ids one at a time; the texts joined equal `decode` of all ids, and no character comes in halves."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._reader: segmentation.Reader
-        if hasattr(tokenizer, "reader"):
-            self._reader = tokenizer.reader()
-        else:
-            join = tokenizer._join  # type: ignore[attr-defined]
-            self._reader = segmentation.Bytes(lambda id: join([id]))
-
-    def push(self, id: int) -> str:
-        """The text that `id` completes; empty while a character is still missing bytes."""
-        return self._reader.push(id)
-
-    def flush(self) -> str:
-        """What is left at the end: empty, or U+FFFD for a character that was never completed."""
-        return self._reader.flush()
-
-
 def prompt_ids(words: Tokenizer, text: str) -> list[int]:
     """A prompt as a model reads it: between the ids that its tokenizer puts around a text."""
-    if not hasattr(words, "prefix_ids"):
-        return [*([] if words.bos_id is None else [words.bos_id]), *words.encode(text)]
     return [*words.prefix_ids, *words.encode(text), *words.suffix_ids]
 
 

@@ -143,7 +143,7 @@ class Trained:
         return self._join(ids).decode("utf-8", "replace")
 
     def reader(self) -> segmentation.Reader:
-        """Decodes ids one at a time; see `tokenizer.Stream`."""
+        """Decodes ids one at a time; see `tokenizer.Tokenizer`."""
         return segmentation.Bytes(lambda id: self._join([id]))
 
     def piece(self, id: int) -> str:

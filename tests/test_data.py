@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from model import errors, tokenizer
+from model import errors, tokenizer, trained_tokenizer
 from train import corpus, data
 
 TEXTS = [
@@ -320,7 +320,7 @@ def test_progress_ends_with_all_bytes(trained, texts, tmp_path, monkeypatch):
 
 def test_what_is_there_is_not_made_again(trained, texts, tmp_path, monkeypatch):
     first = data.prepare(loaded(texts), trained, tmp_path)
-    monkeypatch.setattr(tokenizer.Tokenizer, "encode_batch", None)
+    monkeypatch.setattr(trained_tokenizer.Trained, "encode_batch", None)
     monkeypatch.setattr(corpus.Corpus, "train_documents", None)
     assert (
         data.prepare(loaded(texts), trained, tmp_path).train[0].ids.tolist()

@@ -11,7 +11,7 @@ import running
 from jax import numpy as jnp
 
 import model
-from model import blocks, checkpoint, errors, tokenizer
+from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig, Runtime
 
 
@@ -57,6 +57,13 @@ def test_a_loaded_model_is_the_newest_that_was_saved_whatever_its_layout(stacked
         jax.tree.leaves(blocks.stack_layers(lm.params)), jax.tree.leaves(saved), strict=True
     ):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_is_loaded_straight_onto_a_mesh(run):
+    laid = model.load(run, sharding.make_mesh({"data": 4, "fsdp": 2}))
+    table = laid.params["embedding"]["weight"]
+    assert {shard.data.shape for shard in table.addressable_shards} == {(300, 7)}
+    assert laid.digest == model.load(run).digest
 
 
 def remove_config(workdir):

@@ -14,7 +14,7 @@ from train import optimizer
 
 pytestmark = pytest.mark.standard_promotion
 
-GPT2 = dict(position="learned", norm="layer", gated=False, bias=True, tied=True)
+GPT2 = dict(position="learned", norm="layer", activation="gelu", bias="all", tied=True)
 
 
 @pytest.mark.parametrize(

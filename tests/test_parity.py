@@ -17,6 +17,7 @@ from tests import agreement, oracles, references
 from tests.goldens import make_parity
 
 NAMES = list(references.REFERENCES)
+ROUNDED = ("gpt2", "bloom", "mixtral", "bart")  # in bfloat16, besides these:
 ONE_OF_EACH_FAMILY = ("gemma2", "bert-masked", "t5-1.1", "lstm", "gru", "transformer-2017")
 
 
@@ -56,8 +57,9 @@ def test_logits_equal_those_that_the_reference_once_gave(name):
 
 
 @pytest.mark.standard_promotion  # jax.nn.dot_product_attention needs it for bfloat16
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROUNDED + ONE_OF_EACH_FAMILY)
 def test_bfloat16_stays_within_its_bound_of_what_the_reference_once_gave(name):
+    """benchmarks/parity.py measures the others, and what bfloat16 is in torch."""
     config, params, rows, logits = golden(name)
     said = agreement.logits(config, params, rows, "left", Runtime(dtype="bfloat16"))
     assert 1e-4 < error(said, logits) < agreement.ROUGH_OF.get(name, agreement.ROUGH)

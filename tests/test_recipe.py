@@ -1,6 +1,5 @@
 """Is every wrong config told in one line, and does a run go on only under a recipe that computes the same?"""
 
-import dataclasses
 import json
 
 import pytest
@@ -170,10 +169,13 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
             {"optimizer": {"learning_rate": float("nan")}},
             "optimizer.learning_rate is nan; it must be above 0 and finite",
         ),
-        ({"model": {"rope_theta": 0}}, "model.rope_theta is 0.0; it must be above 0 and finite"),
         (
-            {"model": {"rope_theta": float("inf")}},
-            "model.rope_theta is inf; it must be above 0 and finite",
+            {"model": {"rope": {"theta": 0}}},
+            "model.rope.theta is 0.0; it must be above 0 and finite",
+        ),
+        (
+            {"model": {"rope": {"theta": float("inf")}}},
+            "model.rope.theta is inf; it must be above 0 and finite",
         ),
         (
             {"model": {"norm_epsilon": -1e-5}},
@@ -198,7 +200,8 @@ def test_json_says_everything_and_comes_back_as_the_same_recipe():
     model = made.model_config(307)
     text = recipe.to_json(made, model)
     groups = json.loads(text)
-    assert groups["model"] == dataclasses.asdict(model)
+    assert errors.build(ModelConfig, groups["model"], "model") == model
+    assert groups["model"]["rope"]["theta"] == 10_000.0  # a default, written out
     assert groups["optimizer"]["b2"] == 0.95  # a default, written out
     again = recipe.from_config(groups)
     assert recipe.to_json(again, again.model_config(307)) == text

@@ -30,6 +30,7 @@ class Letters:
     """A tokenizer that gives each character of a text the id `ord(character) mod 61`."""
 
     vocab_size, bos_id, eos_id, pad_id, unk_id = 61, 2, None, None, None
+    prefix_ids, suffix_ids = (2,), ()
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) % 61 for character in text]

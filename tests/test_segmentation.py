@@ -87,7 +87,7 @@ def test_streamed_text_equals_decoded_text_for_any_ids(loaded, name, data):
 def test_a_stream_shows_no_character_in_halves(loaded, name, text):
     words, shown = loaded[name], ""
     ids = words.encode(text)
-    whole, stream = words.decode(ids), tokenizer.Stream(words)
+    whole, stream = words.decode(ids), words.reader()
     for id in ids:
         shown += stream.push(id)
         assert whole.startswith(shown)
@@ -197,7 +197,7 @@ def test_a_stream_keeps_to_decoders_that_look_at_their_neighbours(homes, tmp_pat
     ids = words.encode(text)
     for cut in range(len(ids)):
         assert tokenizer_homes.streamed(words, ids[cut:]) == words.decode(ids[cut:])
-    stream = tokenizer.Stream(words)
+    stream = words.reader()
     shown = [stream.push(id) for id in ids]
     assert "".join(shown).count("\ufffd") == words.decode(ids).count("\ufffd")
 

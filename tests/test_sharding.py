@@ -14,7 +14,7 @@ import model
 from model import errors, sharding
 
 CONFIG = model.ModelConfig(
-    vocab_size=34, context_length=13, layers=3, width=24, heads=4, kv_heads=2, hidden=22, bias=True
+    vocab_size=34, context_length=13, layers=3, width=24, heads=4, kv_heads=2, hidden=22, bias="all"
 )
 
 

@@ -26,7 +26,7 @@ LLAMA = model.ModelConfig(
     vocab_size=34, context_length=13, layers=2, width=24, heads=4, kv_heads=2, hidden=22
 )
 GPT2 = dataclasses.replace(
-    LLAMA, position="learned", norm="layer", gated=False, bias=True, tied=True
+    LLAMA, position="learned", norm="layer", activation="gelu", hidden=0, bias="all", tied=True
 )
 SCANNED = model.Runtime(scan=True)
 SGD = optax.sgd(0.5)

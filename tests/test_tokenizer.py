@@ -142,14 +142,14 @@ def test_a_lone_surrogate_is_refused(trained):
     )
 )
 def test_streamed_text_equals_decoded_text_for_any_ids(trained, ids):
-    stream = tokenizer.Stream(trained)
+    stream = trained.reader()
     assert "".join(map(stream.push, ids)) + stream.flush() == trained.decode(ids)
 
 
 @unhurried
 @hypothesis.given(text=unicode_text)
 def test_a_stream_only_ever_shows_a_prefix_of_the_text(trained, text):
-    stream, shown = tokenizer.Stream(trained), ""
+    stream, shown = trained.reader(), ""
     for id in trained.encode(text):
         shown += stream.push(id)
         assert text.startswith(shown)

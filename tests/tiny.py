@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import model
-from model import cache, tokenizer
+from model import cache, segmentation, tokenizer
 from model.config import ModelConfig, Runtime, Scores
 
 TEXT = (
@@ -118,16 +118,21 @@ class Letters:
     """A tokenizer of single letters: id 0 is `a`; none begins a text, and `eos_id` ends it if given."""
 
     bos_id = None
+    prefix_ids = suffix_ids = ()
     digest = "0" * 64
 
     def __init__(self, vocab_size: int, eos_id: int | None):
         self.vocab_size, self.eos_id = vocab_size, eos_id
+        self.eos_ids = () if eos_id is None else (eos_id,)
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - ord("a") for letter in text]
 
     def decode(self, ids) -> str:
         return self._join(ids).decode()
+
+    def reader(self):
+        return segmentation.Bytes(lambda i: self._join([i]))
 
     def _join(self, ids) -> bytes:
         return bytes(ord("a") + i for i in ids)

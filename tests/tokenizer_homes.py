@@ -227,5 +227,5 @@ def loaded() -> dict[str, tokenizer.Tokenizer]:
 
 def streamed(words: tokenizer.Tokenizer, ids: list[int]) -> str:
     """The text of `ids`, taken one at a time."""
-    stream = tokenizer.Stream(words)
+    stream = words.reader()
     return "".join(map(stream.push, ids)) + stream.flush()

@@ -1,0 +1,169 @@
+"""Who sees whom, what the cache holds, and what attention says of itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import model
+from model import attention, cache, layers
+from model.config import ModelConfig, Runtime
+from tests import variants
+
+
+def run(name, **kwargs):
+    net = model.build(variants.CONFIGS[name])
+    return jax.jit(lambda p, t: net.apply({"params": p}, t, **kwargs))(
+        variants.params(name), variants.tokens()
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bert"])
+def test_attention_maps_are_distributions_over_what_a_token_may_see(name):
+    aux, config = run(name)[1], variants.CONFIGS[name]
+    assert len(aux["attention"]) == config.layers
+    for layer, map_BNTS in enumerate(aux["attention"]):
+        assert map_BNTS.shape == (2, config.heads, 17, 17)
+        np.testing.assert_allclose(map_BNTS.sum(axis=-1), 1.0, atol=1e-5)
+        seen = np.ones((17, 17), bool)
+        if name != "bert":
+            seen = np.tri(17, dtype=bool) & ~np.tri(17, k=-(config.window(layer) or 17), dtype=bool)
+        assert ((np.asarray(map_BNTS) > 0) == seen).all()
+
+
+def test_an_encoder_decoder_shows_all_three_kinds_of_maps():
+    net = model.build(variants.CONFIGS["t5"])
+    source_BS, target_BT = variants.tokens(11), variants.tokens(5)
+    _, aux = jax.jit(lambda p: net.apply({"params": p}, source_BS, target_BT))(
+        variants.params("t5")
+    )
+    shapes = {name: aux[name][0].shape for name in aux if name.endswith("attention")}
+    assert shapes == {
+        "attention": (2, 3, 5, 5),
+        "cross_attention": (2, 3, 5, 11),
+        "encoder_attention": (2, 3, 11, 11),
+    }
+    np.testing.assert_allclose(aux["cross_attention"][1].sum(axis=-1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_unused_aux_costs_nothing(name):
+    """Gemma's capped attention is made of its map; LLaMA's map is made only to be looked at."""
+    net, params = model.build(variants.CONFIGS[name]), variants.params(name)
+
+    def flops(function):
+        lowered = jax.jit(function).lower(params, variants.tokens())
+        return lowered.compile(variants.FAST).cost_analysis()["flops"]
+
+    used = flops(lambda p, t: net.apply({"params": p}, t))
+    unused = flops(lambda p, t: net.apply({"params": p}, t)[0])
+    bare = flops(lambda p, t: net.apply({"params": p}, t, method="features")[0])
+    assert bare <= unused
+    assert unused < used or name == "gemma2"
+
+
+def test_dropout_needs_training_and_follows_its_key():
+    config, params = variants.CONFIGS["gpt2"], variants.params("gpt2")
+    net = model.build(config, Runtime(dropout=0.5))
+
+    @jax.jit
+    def trained(key):
+        rngs = {"dropout": key}
+        return net.apply({"params": params}, variants.tokens(), train=True, rngs=rngs)[0]
+
+    first, again, other = (trained(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert (first == again).all() and (first != other).any()
+    still = variants.logits(config, params, variants.tokens(), runtime=net.runtime)
+    assert (still == variants.logits(config, params, variants.tokens())).all()
+
+
+def test_grouped_heads_equal_full_heads_with_repeated_keys_and_values():
+    grouped = variants.CONFIGS["llama"]
+    full = dataclasses.replace(grouped, kv_heads=6)
+    params = variants.params("llama")
+
+    def repeat(path, leaf):
+        return jnp.repeat(leaf, 3, axis=1) if path[-2].key in ("key", "value") else leaf
+
+    wide = jax.tree_util.tree_map_with_path(repeat, params)
+    expected = variants.logits(grouped, params, variants.tokens())
+    np.testing.assert_allclose(variants.logits(full, wide, variants.tokens()), expected, atol=1e-5)
+
+
+def test_a_window_as_long_as_the_text_changes_nothing_and_a_shorter_one_does():
+    config, params, tokens = (
+        variants.CONFIGS["llama"],
+        variants.params("llama"),
+        variants.tokens(),
+    )
+    everything = variants.logits(config, params, tokens)
+    for window, same in ((17, True), (16, False)):
+        windowed = variants.logits(dataclasses.replace(config, windows=(window,)), params, tokens)
+        assert bool((windowed == everything).all()) == same
+        assert (windowed[:, :16] == everything[:, :16]).all()
+
+
+def test_many_heads_are_computed_each_for_itself():
+    """128 heads of size 2, of which the second half does not count: the same as the first 64 alone."""
+    sizes = dict(vocab_size=31, context_length=13, layers=1, width=14, head_size=2)
+    many, half = ModelConfig(heads=128, **sizes), ModelConfig(heads=64, **sizes)
+    params = jax.jit(lambda: model.init(model.build(many), key=jax.random.key(3)))()
+    attention_of = params["stack"]["layers_0"]["attention"]
+    out = attention_of["out"]["weight"]
+    attention_of["out"]["weight"] = out.at[64:].set(0.0)
+    tokens = variants.tokens(11) % 31
+    expected = variants.logits(many, params, tokens)
+    for name in ("query", "key", "value"):
+        attention_of[name]["weight"] = attention_of[name]["weight"][:, :64]
+    attention_of["out"]["weight"] = out[:64]
+    np.testing.assert_allclose(variants.logits(half, params, tokens), expected, atol=1e-6)
+
+
+def test_a_soft_cap_bounds_scores_and_nearly_leaves_small_ones():
+    scores = jnp.array([-1e9, -0.01, 0.0, 0.01, 50.0])
+    expected = [-5.0, -0.01, 0.0, 0.01, 5.0]
+    np.testing.assert_allclose(attention.soft_cap(scores, 5.0), expected, atol=1e-6)
+    assert (attention.soft_cap(scores, 0.0) == scores).all()
+
+
+def test_worked_rows_of_the_docstrings():
+    line = jnp.array([[0, 1, 2]])
+    rows = attention.before(line, line)[0, 0].astype(int).tolist()
+    assert rows == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    rows = attention.before(line, line, jnp.array([2]))[0, 0].astype(int).tolist()
+    assert rows == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
+    near = attention.within(attention.look(3, causal=True), 2)
+    assert near.sees[0, 0, 2].astype(int).tolist() == [0, 1, 1]
+    parts = jnp.array([[1, 1, 2]])
+    rows = attention.same_segment(parts, parts)[0, 0].astype(int).tolist()
+    assert rows == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    weights = layers.routing(jnp.array([[[0.0, np.log(3.0), -9.0]]]), 2)
+    np.testing.assert_allclose(weights[0, 0], [0.25, 0.75, 0.0], atol=1e-6)
+
+
+def test_worked_rows_of_the_cache():
+    slots = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])[:, :, None, None]
+    new = jnp.array([[8.0], [9.0]])[:, :, None, None]
+    written = cache.append(slots, new, jnp.array([2, 0]))
+    assert written[:, :, 0, 0].tolist() == [[1.0, 2.0, 8.0], [9.0, 0.0, 0.0]]
+    new = jnp.array([[7.0, 8.0, 9.0]])[:, :, None, None]
+    turned = cache.append_ring(slots[:1], new, jnp.array([2]), jnp.array([2]))
+    assert turned[0, :, 0, 0].tolist() == [8.0, 2.0, 7.0]
+    full = cache.append_ring(slots[:1], new, jnp.array([2]), jnp.array([3]))
+    assert full[0, :, 0, 0].tolist() == [8.0, 9.0, 7.0]
+    kept = cache.append_ring(slots[:1], new, jnp.array([2]), jnp.array([0]))
+    assert kept[0, :, 0, 0].tolist() == [1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "lstm", "gru"])
+def test_a_cache_reorders_rows_and_rolls_back_lengths(name):
+    memory = cache.init(variants.CONFIGS[name], 2, 5, source=3)
+    memory = memory.replace(
+        lengths_B=jnp.array([4, 2]), keys=(memory.keys[0].at[1].set(7.0), *memory.keys[1:])
+    )
+    swapped = cache.reorder(memory, jnp.array([1, 1]))
+    assert swapped.lengths_B.tolist() == [2, 2]
+    assert (swapped.keys[0] == 7.0).all()
+    assert cache.roll_back(memory, jnp.array([3, 3])).lengths_B.tolist() == [3, 2]
