@@ -4,9 +4,9 @@
     python benchmarks/parity.py --only=llama-yarn --only=t5
 
 Prints one line for each architecture: the largest difference in float32, in units of its largest logit, for rows of one
-token, of some, and of the whole window, each alone, padded on the left and padded on the right; then in bfloat16, ours
+token, of some, and of the whole window, each alone / padded on the left / padded on the right; then in bfloat16, ours
 and theirs from their float32; then of the gradients, in units of the largest of each tensor. Ends with 1 where a bound
-of tests/test_parity.py is broken.
+of tests/agreement.py is broken.
 """
 
 import pathlib
@@ -28,7 +28,7 @@ from tests import agreement, oracles, references  # noqa: E402
 from tests.references import Reference  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string("only", [], "names of references; all by default")
+flags.DEFINE_multi_enum("only", [], list(references.REFERENCES), "references; all by default")
 flags.DEFINE_integer("seed", 0, "of weights and rows")
 
 HEADER = (
@@ -78,7 +78,7 @@ def line(name: str, reference: Reference) -> bool:
         return [np.abs(a - b).max() / scale for a, b in zip(ours, expected, strict=True)]
 
     exact = np.array([errors(padding) for padding in agreement.PADDINGS]).T
-    rough = max(errors("left", Runtime(dtype="bfloat16")))
+    rough = np.max(errors("left", Runtime(dtype="bfloat16")))
     slope = agreement.gradient_error(
         reference,
         config,

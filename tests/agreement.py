@@ -103,11 +103,11 @@ def logits(
 
 
 def error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The largest difference, in units of their largest value."""
+    """The largest difference, in units of their largest value; a NaN anywhere is one here."""
     pairs = list(zip(ours, theirs, strict=True))
     assert all(a.shape == b.shape for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
     scale = max(np.abs(b).max() for _, b in pairs)
-    return float(max(np.abs(a - b).max() for a, b in pairs) / scale)
+    return float(np.max([np.abs(a - b).max() for a, b in pairs]) / scale)
 
 
 def _loss(
@@ -149,4 +149,4 @@ def gradient_error(
         named = hf.to_theirs(reference.architecture, config, jax.tree.map(np.asarray, ours))
         pairs = [(named[name], array) for name, array in theirs.items()]
     floor = 1e-2 * max(np.abs(b).max() for _, b in pairs)
-    return float(max(np.abs(a - b).max() / max(np.abs(b).max(), floor) for a, b in pairs))
+    return float(np.max([np.abs(a - b).max() / max(np.abs(b).max(), floor) for a, b in pairs]))

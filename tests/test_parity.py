@@ -81,6 +81,24 @@ def test_goldens_are_of_the_references_that_there_are_and_small():
         assert np.isfinite(logits).all() and logits.shape[-1] == reference.classes
 
 
+def test_a_difference_is_the_largest_of_all_rows_and_nan_is_within_no_bound():
+    theirs = [np.array([[2.0, -4.0]]), np.array([[1.0, 1.0], [0.0, 3.0]])]
+    assert agreement.error(theirs, theirs) == 0
+    assert agreement.error([theirs[0], theirs[1] + [[0, 0], [1, 0]]], theirs) == 0.25
+    for spoilt in ([theirs[0] * np.nan, theirs[1]], [theirs[0], theirs[1] * np.nan]):
+        assert not agreement.error(spoilt, theirs) < agreement.EXACT
+
+
+def test_a_batch_is_padded_with_real_tokens_that_only_the_mask_tells_apart():
+    rows = [{"tokens": np.array([7])}, {"tokens": np.array([8, 9, 10])}]
+    (tokens_BT,), named = agreement.inputs(rows, "left")
+    assert tokens_BT.tolist() == [[5, 5, 7], [8, 9, 10]]
+    assert named["mask"].tolist() == [[False, False, True], [True, True, True]]
+    (tokens_BT,), named = agreement.inputs(rows, "right")
+    assert tokens_BT.tolist() == [[7, 5, 5], [8, 9, 10]]
+    assert named["mask"].tolist() == [[True, False, False], [True, True, True]]
+
+
 def test_weights_are_drawn_from_names_and_shapes_alone():
     """Literals, so that no golden can change its weights unnoticed."""
     reference = references.REFERENCES["bart"]
