@@ -29,9 +29,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a recipe, such as configs/quickstart.py", sys_argv=[]
 )  # its own overrides can only name what the file spells out; `_config` makes them
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the run's directory; decode writes its record there"
+    "workdir", None, "the run's directory; what decode, import and export write goes there"
 )
-_FROM = flags.DEFINE_string("from", None, "the run whose model is used")
+_FROM = flags.DEFINE_string("from", None, "the model: a run, a bundle, or a Hugging Face directory")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "a prompt, or - for standard input; repeatable")
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSON lines with prompts; - is standard input")
 _SEED = flags.DEFINE_integer("seed", None, "the root of all randomness in decoding, by default 0")
@@ -51,19 +51,22 @@ _READS: dict[str, tuple[str, ...]] = {
     "eval": ("from",),
     "inspect": ("from", "prompt", *_SETTINGS),
     "replay": ("workdir",),
+    "import": ("from", "workdir"),
+    "export": ("from", "workdir"),
+    "plan": ("config",),
 }
 
 
 def train_verb(overrides: Sequence[str]) -> int:
     """make tokenizer and data, train, evaluate; goes on where the workdir's run was stopped"""
     from model import errors
-    from train import loop, recipe
+    from train import loop
 
     if _CONFIG.value is None:
         raise errors.BadInput(
             "train needs a recipe; add --config=configs/quickstart.py, or your own"
         )
-    loop.run(recipe.from_config(_config(overrides)), _directory("workdir"))
+    loop.run(_recipe(overrides), _directory("workdir"))
     return 0
 
 
@@ -77,12 +80,12 @@ def decode_verb(overrides: Sequence[str]) -> int:
     lm, seed = model.load(source), _SEED.value
     named = prompts.asked(_PROMPT.value, _PROMPTS.value, given)
     if not named:
-        groups = recipe.read_json(source) if _CONFIG.value is None else _config(overrides)
-        asked = recipe.from_config(groups).decode
+        asked = (recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)).decode
         named, seed = asked.requests(given), asked.seed if seed is None else seed
     requests, completions = report.complete(lm, named, seed := seed or 0)
     name = f"{manifest.digest(requests)[:8]}-{seed}"  # the same request is the same record
-    workdir = pathlib.Path(_WORKDIR.value or source / "decode" / name)
+    home = source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
+    workdir = pathlib.Path(_WORKDIR.value or home / "decode" / name)
     manifest.write(workdir, lm, requests, completions, seed=seed, prompts=_PROMPTS.value)
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
     return 0
@@ -113,12 +116,41 @@ def replay_verb(overrides: Sequence[str]) -> int:
     return 0 if report.identical else 1
 
 
+def import_verb(overrides: Sequence[str]) -> int:
+    """turn a Hugging Face directory into a bundle"""
+    from model import bundle
+
+    print(bundle.import_(_directory("from"), _directory("workdir")))
+    return 0
+
+
+def export_verb(overrides: Sequence[str]) -> int:
+    """turn a run or a bundle into a Hugging Face directory"""
+    from model import bundle
+
+    print(bundle.export(_directory("from"), _directory("workdir")))
+    return 0
+
+
+def plan_verb(overrides: Sequence[str]) -> int:
+    """what a config would cost: parameters by part, bytes, operations"""
+    from model import errors
+    from train import plan
+
+    if _CONFIG.value is None:
+        raise errors.BadInput("plan needs a config; add --config=configs/preset.py:gpt2-124m")
+    return plan.run(_config(overrides))
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_verb,
     "decode": decode_verb,
     "eval": eval_verb,
     "inspect": inspect_verb,
     "replay": replay_verb,
+    "import": import_verb,
+    "export": export_verb,
+    "plan": plan_verb,
 }
 
 
@@ -228,6 +260,13 @@ def _config(overrides: Sequence[str]) -> dict[str, Any]:
                 )
         group[key] = _value(text)
     return groups
+
+
+def _recipe(overrides: Sequence[str]) -> Any:
+    """The recipe of the config file."""
+    from train import recipe
+
+    return recipe.from_config(_config(overrides))
 
 
 def _value(text: str) -> Any:

@@ -181,7 +181,7 @@ class Attention(nn.Module):
             q_BTNH = layers.Norm(c, self.runtime.dtype, name="query_norm")(q_BTNH)
         if c.position == "rope" and not cross:
             q_BTNH = positions.rotate(q_BTNH, sight.positions_BT, c.rope)
-        if cross:
+        if sight.source is not None:
             sight = sight._replace(sees=sight.source, bias=None)
         if cross and past is not None:
             k_BSKH, v_BSKH = past

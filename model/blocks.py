@@ -110,11 +110,10 @@ class Stack(nn.Module):
         block = self.block
         if run.remat != "none":
             block = nn.remat(block, policy=REMAT[run.remat], prevent_cse=not run.scan)
+        aux: dict[str, list] = {}
         if run.scan:
-            x_BTD, aux = (
-                self._scanned(block(c, run, train, name="layers"), x_BTD, sight, source_BSD),
-                {},
-            )
+            layer = block(c, run, train, name="layers")
+            x_BTD = self._scanned(layer, x_BTD, sight, source_BSD)
         else:
             x_BTD, aux = self._unrolled(block, x_BTD, sight, source_BSD, cache, train)
         if c.block != "post" and c.family not in config.RECURRENT:

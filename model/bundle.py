@@ -38,7 +38,10 @@ AS_LLAMA = {
     "pad_token": "<pad>",
     "clean_up_tokenization_spaces": False,
 }
-UNIGRAM = "the tokenizer is a unigram model of SentencePiece's: use that library, because transformers would take it for BPE"
+UNIGRAM = (
+    "the tokenizer is a unigram model of SentencePiece's: use that library, "
+    "because transformers would take it for BPE"
+)
 
 
 @dataclasses.dataclass(frozen=True)

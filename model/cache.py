@@ -39,7 +39,7 @@ class Cache(struct.PyTreeNode):
         return (self.keys[i], values, self.lengths_B), kept
 
     def after(self, aux: dict, length: int, mask_BT: jax.Array | None) -> dict:
-        """What a stack returned beside hidden states, and `cache`: this one and `length` more tokens (the real ones)."""
+        """What a stack returned beside hidden states, and `cache`: this one and `length` more tokens, if real."""
         count_B = length if mask_BT is None else mask_BT.sum(axis=1, dtype=jnp.int32)
         new = self.replace(
             keys=tuple(aux["keys"]),

@@ -73,8 +73,8 @@ def _typed(where: str, value: Any, hint: Any) -> Any:
             return None
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if dataclasses.is_dataclass(origin) and isinstance(value, Mapping):
-            return build(origin, value, where)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(origin):
+            return build(typing.cast(type, origin), value, where)
         if origin is tuple and isinstance(value, list | tuple):
             return _elements(where, value, option)
         if origin is dict and isinstance(value, Mapping):

@@ -70,21 +70,22 @@ class Layer(nn.Module):
         inputs_BTQH = layers.Dense("BTD,DQH->BTQH", name="input", **dense)(x_BTD)
         starts_BT = jnp.broadcast_to(sight.positions_BT == 0, (batch, length))
         real_BT = jnp.ones((batch, length), bool) if sight.real_BT is None else sight.real_BT
-        state = (jnp.zeros((batch, width), inputs_BTQH.dtype),) * 2
+        blank_BD = jnp.zeros((batch, width), inputs_BTQH.dtype)
+        state = (blank_BD, blank_BD)
         if past is not None:
             last_B = (past[2] - 1) % cache.STATES
-            state = tuple(
-                old if kept is None else _at(kept, last_B).astype(old.dtype)
-                for old, kept in zip(state, past[:2], strict=True)
+            h_BD, c_BD = (
+                blank_BD if kept is None else _at(kept, last_B).astype(blank_BD.dtype)
+                for kept in past[:2]
             )
+            state = (h_BD, c_BD)
 
         def step(recurrent: nn.Module, state: State, inputs: tuple) -> tuple[State, State]:
             inputs_BQH, starts_B, real_B = inputs
-            begun = tuple(jnp.where(starts_B[:, None], 0, old_BD) for old_BD in state)
+            begun = jax.tree.map(lambda old_BD: jnp.where(starts_B[:, None], 0, old_BD), state)
             made = CELLS[family](begun, inputs_BQH, recurrent(begun[0]))
-            kept = (jnp.where(real_B[:, None], *pair) for pair in zip(made, state, strict=True))
-            state = tuple(kept)
-            return state, state
+            after = jax.tree.map(lambda *pair: jnp.where(real_B[:, None], *pair), made, state)
+            return after, after
 
         along = nn.scan(
             step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1

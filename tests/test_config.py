@@ -1,4 +1,4 @@
-"""Is a configuration that cannot be built refused in one line that says what to change? And a text that does not fit?"""
+"""Is a configuration that cannot be built refused in one line that says what to change? And a text too long?"""
 
 import dataclasses
 import math

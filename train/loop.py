@@ -61,7 +61,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         _check_prompts(asked, words, config)
         _keep_recipe(asked, config, words, directory)
         identity = {
-            "model": dataclasses.asdict(config),
+            "model": json.loads(json.dumps(dataclasses.asdict(config))),  # as a checkpoint keeps it
             "tokenizer": words.digest,
             "corpus": corpus.digest,
         }

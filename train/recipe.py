@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from decode.settings import Request, Settings
-from model import errors, files, presets, tokenizer
-from model.config import ModelConfig, Runtime
+from model import errors, presets, sources, tokenizer
+from model.config import RECURRENT, ModelConfig, Runtime
 from train import corpus, optimizer
 from train.optimizer import OptimizerConfig
 
@@ -239,12 +239,13 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
 
 def of_run(directory: str | os.PathLike[str]) -> Recipe:
     """The recipe in a run's `config.json`."""
-    return from_config(read_json(pathlib.Path(directory)))
-
-
-def read_json(directory: pathlib.Path) -> dict[str, Any]:
-    """The groups of a run's `config.json`."""
-    return files.read_json(directory / "config.json", "give a directory that train has written")
+    kind, groups = sources.read(pathlib.Path(directory))
+    if kind != "run":
+        raise errors.BadInput(
+            f"{directory} has weights and no recipe; add --prompt to decode, "
+            "or give a directory that train has written"
+        )
+    return from_config(groups)
 
 
 def to_json(recipe: Recipe, model: ModelConfig) -> str:
@@ -281,6 +282,11 @@ def _decode(group: Mapping[str, Any]) -> Decode:
 def _check(recipe: Recipe) -> None:
     """What groups must agree on, as far as it can be said before the tokenizer is there."""
     provisional = recipe.model_config(recipe.tokenizer.vocab_size or 1)
+    if provisional.family not in ("decoder_only", *RECURRENT):
+        raise errors.BadInput(
+            f"config.model.family is {provisional.family!r}, and training predicts the next token of a text; "
+            f"use one of: decoder_only, {', '.join(RECURRENT)}"
+        )
     if not 1 <= recipe.data.length <= provisional.context_length:
         raise errors.BadInput(
             f"config.data.length is {recipe.data.length}; it must be from 1 to "

@@ -24,6 +24,7 @@ import model
 from decode import processors
 from decode.settings import Completion, Request, Settings
 from model import errors, tokenizer
+from model.config import RECURRENT
 from train import curves, figures, visible
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
@@ -49,13 +50,19 @@ def run(
         Settings, {**dataclasses.asdict(SETTINGS), **(changed or {})}, "settings"
     )
     lm, place = model.load(directory), directory / "figures"
+    if lm.config.family not in ("decoder_only", *RECURRENT):
+        raise errors.BadInput(
+            f"{directory} holds an {lm.config.family} model, and inspect draws those that predict the next token; "
+            "give another directory"
+        )
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
     prompts = prompts or PROMPTS
     for i, prompt in enumerate(prompts, start=1):
         number = f"_{i}" if len(prompts) > 1 else ""
-        for picture in attention_map(lm, prompt, place, f"attention{number}"):
-            print(f"attention of {prompt!r}: {picture}")
+        if lm.config.family not in RECURRENT:
+            for picture in attention_map(lm, prompt, place, f"attention{number}"):
+                print(f"attention of {prompt!r}: {picture}")
         picture = next_token(lm, prompt, settings, place, f"next_token{number}")
         print(f"what may follow {prompt!r}: {picture}")
     print("the numbers of each picture stand beside it, in a .json file of the same name")
