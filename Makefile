@@ -16,7 +16,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle format bench clean
+.PHONY: help quickstart test lint types unit oracle parity format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -55,6 +55,9 @@ oracle: $(ORACLE) ## the tests against torch and transformers, which it installs
 format: $(READY) ## let ruff mend and format the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+parity: $(ORACLE) ## the table of differences from torch and transformers, for docs/results.md
+	$(RUN) benchmarks/parity.py
 
 bench: $(ORACLE) ## training and decoding, side by side with their peers
 	$(RUN) benchmarks/train_step.py
