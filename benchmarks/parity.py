@@ -92,11 +92,7 @@ def line(name: str, reference: Reference) -> bool:
         f"| {rough:.3f} | {their_bfloat16(reference, tensors, rows, expected):.3f} | {slope:.0e} |",
         flush=True,
     )
-    return (
-        exact.max() < agreement.EXACT
-        and rough < agreement.ROUGH_OF.get(name, agreement.ROUGH)
-        and slope < agreement.SLOPE
-    )
+    return exact.max() < agreement.EXACT and rough < agreement.ROUGH and slope < agreement.SLOPE
 
 
 def position(config: ModelConfig) -> str:

@@ -301,12 +301,14 @@ def weights(
     """Random tensors, each a function of its name, its shape and the seed.
 
     numpy has promised never to change the stream of RandomState. Vectors that are weights are the scales of norms, to
-    which Gemma adds one.
+    which Gemma adds one. T5 does not scale its scores; its queries are smaller instead, as in its files.
     """
     made, gemma = {}, reference.architecture == "gemma2"
     for name, shape in shapes.items():
         number = int.from_bytes(hashlib.sha256((seed + name).encode()).digest()[:4], "big")
         deviation = min(0.3, 1.3 / np.sqrt(shape[-1])) * (name not in reference.zeros)
+        if name.endswith("Attention.q.weight"):
+            deviation *= reference.config["d_kv"] ** -0.5
         mean = float(len(shape) == 1 and name.endswith("weight") and not gemma)
         array = mean + deviation * np.random.RandomState(number).standard_normal(shape)
         made[name] = array.astype(np.float32)
