@@ -12,6 +12,7 @@ import time
 import pytest
 
 import decode
+import model
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (
@@ -134,11 +135,44 @@ def test_inspect_draws_three_pictures_with_their_numbers(run):
         json.loads((directory / "figures" / f"{name}.json").read_text())
 
 
+def test_a_run_goes_out_as_a_hugging_face_directory_and_comes_back_as_the_same_model(run, tmp_path):
+    directory, _ = run
+    there, back = tmp_path / "theirs", tmp_path / "bundle"
+    for verb, source, out in (("export", directory, there), ("import", there, back)):
+        done = launch(verb, f"--from={source}", f"--workdir={out}")
+        assert done.returncode == 0, done.stderr
+        assert "llama: " in done.stdout and f"wrote {out}: " in done.stdout
+    ours = model.load(directory)
+    for place in (there, back):
+        lm = model.load(place)
+        assert (lm.config, lm.digest) == (ours.config, ours.digest)
+
+
+def test_a_recurrent_model_trains_and_decodes_through_the_same_verbs(run, tmp_path):
+    _, config = run
+    home = tmp_path / "lstm"
+    changes = ("--config.model.family=lstm", "--config.model.heads=0", "--config.train.steps=2")
+    trained = launch("train", f"--config={config}", f"--workdir={home}", *changes)
+    assert trained.returncode == 0, trained.stderr
+    decoded = launch("decode", f"--from={home}", f"--workdir={tmp_path / 'said'}")
+    assert decoded.returncode == 0, decoded.stderr
+    said = [json.loads(line) for line in (tmp_path / "said/completions.jsonl").open()]
+    assert [len(completion["tokens"]) for completion in said] == [5, 5, 5, 5]
+
+
+def test_plan_prints_what_a_published_model_would_cost():
+    done = launch("plan", f"--config={ROOT}/configs/preset.py:bloom-176b")
+    assert done.returncode == 0, done.stderr
+    assert "176,247,271,424" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["trian"], "there is no verb 'trian' (did you mean 'train'?)"),
         (["train"], "train needs a recipe; add --config=configs/quickstart.py"),
+        (["plan"], "plan needs a config; add --config=configs/preset.py:gpt2-124m"),
+        (["import", "--from={run}", "--workdir={run}"], "is a run, which needs no import"),
         (["train", "--config={config}"], "this verb needs a directory; add --workdir=runs/NAME"),
         (
             ["train", "--config=nowhere.py"],
@@ -215,7 +249,7 @@ def test_no_verb_and_help_list_the_verbs_and_flags(arguments, code):
     done = launch(*arguments)
     assert done.returncode == code
     assert "--top_k" in done.stdout
-    for verb in ("train", "decode", "eval", "inspect", "replay"):
+    for verb in ("train", "decode", "eval", "inspect", "replay", "import", "export", "plan"):
         assert f"\n  {verb}" in done.stdout
 
 
