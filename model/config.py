@@ -14,7 +14,7 @@ from typing import Any
 
 from model import errors
 
-RECURRENT = ("lstm", "gru")
+RECURRENT = {"lstm": 4, "gru": 3}  # and the gates of its cell
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
 CHOICES: dict[str, tuple[str, ...]] = {
     "family": ("decoder_only", "encoder_only", "encoder_decoder", *RECURRENT),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from model import architectures, config, errors, hf_config
-from model.config import ModelConfig
+from model import architectures, config, errors, hf_config, positions
+from model.config import RECURRENT, ModelConfig
 from model.rows import Architecture, Row
 
 TABLES = architectures.TABLES
@@ -34,7 +34,6 @@ NEEDED = {
     **dict.fromkeys(("up", "gate", "down"), "all"),
     "output": "output",
 }
-BUCKETS = 32  # of T5's relative positions
 NAMED = 5  # so many tensors of a list are named, the rest counted
 
 
@@ -309,7 +308,6 @@ def _exists(path: str, c: ModelConfig) -> bool:
 
 
 def _sizes(config: ModelConfig, entry: Entry) -> dict[str, int]:
-    gates = {"lstm": 4, "gru": 3}.get(config.family, 0)
     return {
         "D": config.width,
         "d": config.width,
@@ -322,8 +320,8 @@ def _sizes(config: ModelConfig, entry: Entry) -> dict[str, int]:
         "Y": config.token_types,
         "C": len(config.head.labels),
         "E": config.experts.count,
-        "U": BUCKETS,
-        "Q": gates or len(entry.ours),
+        "U": positions.BUCKETS,
+        "Q": RECURRENT.get(config.family, len(entry.ours)),
         "1": 1,
     }
 

@@ -11,10 +11,9 @@ from flax import linen as nn
 
 from model import cache, layers
 from model.attention import Sight
-from model.config import ModelConfig, Runtime
+from model.config import RECURRENT, ModelConfig, Runtime
 from model.decoder_only import DecoderOnly
 
-GATES = {"lstm": 4, "gru": 3}
 State = tuple[jax.Array, jax.Array]
 
 
@@ -62,7 +61,7 @@ class Layer(nn.Module):
         family, width = self.config.family, x_BTD.shape[-1]
         batch, length = x_BTD.shape[:2]
         dense = dict(
-            shape=(width, GATES[family], width),
+            shape=(width, RECURRENT[family], width),
             axes=("embed", "gate", "mlp"),
             bias=True,
             dtype=self.runtime.dtype,
