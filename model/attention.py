@@ -53,7 +53,7 @@ def look(
     if mask_BT is not None:
         positions_BT = positions.from_mask(mask_BT)
     if segments_BT is not None:
-        positions_BT = positions.from_segments(segments_BT)
+        positions_BT = positions.from_segments(segments_BT, mask_BT)
     if causal:
         sees = before(positions_BT, positions_BT, prefix_B)
     else:

@@ -22,17 +22,20 @@ def from_mask(mask_BT: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def from_segments(segments_BT: jax.Array) -> jax.Array:
-    """Positions that start again at every change of segment.
+def from_segments(segments_BT: jax.Array, mask_BT: jax.Array | None = None) -> jax.Array:
+    """Positions that start again at every change of segment, and count real tokens only.
 
-    Example: segments `[1, 1, 2, 2, 2, 0]` give `[0, 1, 0, 1, 2, 0]`.
+    Example: segments `[1, 1, 2, 2, 2, 0]` give `[0, 1, 0, 1, 2, 0]`, and where the mask is `[0, 1, 0, 1, 1, 1]`
+    `[0, 0, 0, 0, 1, 0]`.
     """
-    index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+    mask_BT = jnp.ones_like(segments_BT, bool) if mask_BT is None else mask_BT
+    one_BT = mask_BT.astype(jnp.int32)
+    count_BT = jnp.cumsum(one_BT, axis=1)
     changes_BT = jnp.concatenate(
         [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
     )
-    starts_BT = jax.lax.cummax(jnp.where(changes_BT, index_T[None], 0), axis=1)
-    return index_T[None] - starts_BT
+    before_BT = jax.lax.cummax(jnp.where(changes_BT, count_BT - one_BT, 0), axis=1)
+    return jnp.maximum(count_BT - 1 - before_BT, 0)
 
 
 def sinusoidal(positions_BT: jax.Array, width: int, halves: bool = False) -> jax.Array:

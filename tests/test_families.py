@@ -64,6 +64,9 @@ def test_padding_changes_nothing(name, side):
     inside = slice(pads[0], pads[0] + 17)
     actual = say(name, padded_BT, mask=mask_BT)[:, inside]
     np.testing.assert_allclose(actual, expected, atol=3e-5)
+    one_BT = jnp.ones_like(padded_BT)
+    actual = say(name, padded_BT, mask=mask_BT, segments=one_BT)[:, inside]
+    np.testing.assert_allclose(actual, expected, atol=3e-5, err_msg="of one segment")
     if side == "left":
         seen = say(name, padded_BT, mask=jnp.ones_like(mask_BT))[:, inside]
         assert np.abs(seen - expected).max() > 1e-3, "the control must differ"

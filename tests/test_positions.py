@@ -15,7 +15,10 @@ PLAIN = Rope(theta=500.0)
 
 def test_worked_rows_of_the_docstrings():
     assert positions.from_mask(jnp.array([[0, 0, 1, 1, 1]], bool)).tolist() == [[0, 0, 0, 1, 2]]
-    assert positions.from_segments(jnp.array([[1, 1, 2, 2, 2, 0]])).tolist() == [[0, 1, 0, 1, 2, 0]]
+    segments_BT = jnp.array([[1, 1, 2, 2, 2, 0]])
+    assert positions.from_segments(segments_BT).tolist() == [[0, 1, 0, 1, 2, 0]]
+    mask_BT = jnp.array([[0, 1, 0, 1, 1, 1]], bool)
+    assert positions.from_segments(segments_BT, mask_BT).tolist() == [[0, 0, 0, 0, 1, 0]]
     assert positions.slopes(3).tolist() == [1 / 16, 1 / 256, 1 / 4]
 
 
