@@ -22,6 +22,7 @@ class Sight(NamedTuple):
         bias: float32 [B, N, T, S] added to the scores, or None.
         real_BT: true at real tokens, or None: all are.
         source: what cross-attention may see of the source, bool [B, 1, T, S], or None.
+        prefix_B: int32, how many first tokens see each other both ways, or None: none do.
     """
 
     positions_BT: jax.Array
@@ -30,6 +31,7 @@ class Sight(NamedTuple):
     bias: jax.Array | None = None
     real_BT: jax.Array | None = None
     source: jax.Array | None = None
+    prefix_B: jax.Array | None = None
 
 
 def look(
@@ -62,7 +64,7 @@ def look(
         sees = sees & real(mask_BT)
     if segments_BT is not None:
         sees = sees & same_segment(segments_BT, segments_BT)
-    return Sight(positions_BT, positions_BT, sees, real_BT=mask_BT)
+    return Sight(positions_BT, positions_BT, sees, real_BT=mask_BT, prefix_B=prefix_B)
 
 
 def look_back(
@@ -78,7 +80,8 @@ def look_back(
     """
     positions_BT = lengths_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
     keys_BS = jnp.arange(slots, dtype=jnp.int32)[None]
-    return Sight(positions_BT, keys_BS, before(positions_BT, keys_BS, prefix_B), real_BT=mask_BT)
+    sees = before(positions_BT, keys_BS, prefix_B)
+    return Sight(positions_BT, keys_BS, sees, real_BT=mask_BT, prefix_B=prefix_B)
 
 
 def before(

@@ -125,7 +125,8 @@ class Stack(nn.Module):
         c = self.config
         where = sight.positions_BT, sight.keys_BS
         if c.position == "alibi":
-            return sight._replace(bias=positions.alibi(c.heads, *where, self.causal))
+            behind = self.causal and sight.prefix_B is None
+            return sight._replace(bias=positions.alibi(c.heads, *where, behind))
         if c.position == "relative":
             bias = positions.RelativeBias(c, self.causal, name="relative")(*where)
             return sight._replace(bias=bias)

@@ -9,7 +9,7 @@ import pytest
 
 import model
 from model import attention, cache, layers
-from model.config import ModelConfig, Runtime
+from model.config import Head, ModelConfig, Runtime
 from tests import variants
 
 
@@ -119,6 +119,16 @@ def test_many_heads_are_computed_each_for_itself():
         attention_of[name]["weight"] = attention_of[name]["weight"][:, :64]
     attention_of["out"]["weight"] = out[:64]
     np.testing.assert_allclose(variants.logits(half, params, tokens), expected, atol=1e-6)
+
+
+def test_a_prefix_of_all_tokens_makes_a_decoder_an_encoder():
+    """By ALiBi, whose bias grows with the distance in either direction."""
+    decoder, params = variants.CONFIGS["bloom"], variants.params("bloom")
+    encoder = dataclasses.replace(decoder, family="encoder_only", head=Head("none"))
+    weights = {name: params[name] for name in ("embedding", "stack")}
+    expected = variants.logits(encoder, weights, variants.tokens())
+    whole = run("bloom", prefix=jnp.array([17, 17]))[1]["features"]
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
 
 
 def test_a_soft_cap_bounds_scores_and_nearly_leaves_small_ones():
