@@ -179,7 +179,10 @@ class Attention(nn.Module):
         dense = dict(bias=c.bias != "none", dtype=self.runtime.dtype)
         query = dict(shape=(c.width, c.heads, c.head_size), axes=("embed", "heads", "head"))
         kv = dict(shape=(c.width, c.kv_heads, c.head_size), axes=("embed", "kv_heads", "head"))
-        q_BTNH = layers.Dense("BTD,DNH->BTNH", name="query", **query, **dense)(x_BTD)
+        scale = score_scale(c.scores, c.head_size)
+        # Scores begin with a deviation of 1 whatever multiplies them, as T5's do, whose multiplier is 1.
+        plain = c.head_size**-0.5 / scale
+        q_BTNH = layers.Dense("BTD,DNH->BTNH", name="query", scale=plain, **query, **dense)(x_BTD)
         if c.scores.norm:
             q_BTNH = layers.Norm(c, self.runtime.dtype, name="query_norm")(q_BTNH)
         if c.position == "rope" and not cross:
@@ -200,7 +203,6 @@ class Attention(nn.Module):
                 keys_BSKH, values_BSKH, lengths_B = past
                 k_BSKH = cache.append(keys_BSKH, k_BSKH, lengths_B)
                 v_BSKH = cache.append(values_BSKH, v_BSKH, lengths_B)
-        scale = score_scale(c.scores, c.head_size)
         y_BTNH = attend(
             q_BTNH,
             k_BSKH.astype(q_BTNH.dtype),

@@ -9,7 +9,7 @@ import pytest
 
 import model
 from model import attention, cache, layers
-from model.config import Head, ModelConfig, Runtime
+from model.config import Head, ModelConfig, Runtime, Scores
 from tests import variants
 
 
@@ -129,6 +129,31 @@ def test_a_prefix_of_all_tokens_makes_a_decoder_an_encoder():
     expected = variants.logits(encoder, weights, variants.tokens())
     whole = run("bloom", prefix=jnp.array([17, 17]))[1]["features"]
     np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_fresh_weights_give_scores_of_deviation_one_whatever_multiplies_them(scale):
+    """T5's multiplier is 1, LLaMA's `head_size^-0.5`: heads of 64 tell the two apart by a factor of 8."""
+    config = ModelConfig(
+        position="none",
+        scores=Scores(scale),
+        vocab_size=31,
+        context_length=7,
+        layers=1,
+        width=64,
+        heads=16,
+        head_size=64,
+    )
+    part = attention.Attention(config, Runtime())
+    x_BTD = jax.random.normal(jax.random.key(5), (2, 7, 64))
+    sight = attention.look(7, causal=False)
+
+    @jax.jit
+    def maps(key):
+        return part.init_with_output(key, x_BTD, sight)[0][1]["attention"]
+
+    logs = jnp.log(maps(jax.random.key(6)))
+    assert 0.8 < (logs - logs.mean(axis=-1, keepdims=True)).std() / (6 / 7) ** 0.5 < 1.25
 
 
 def test_a_soft_cap_bounds_scores_and_nearly_leaves_small_ones():
