@@ -79,6 +79,25 @@ def test_dropout_needs_training_and_follows_its_key():
     assert (still == variants.logits(config, params, variants.tokens())).all()
 
 
+@pytest.mark.parametrize("name", ["t5", "transformer", "lstm", "gru"])
+def test_dropout_reaches_the_encoder_and_every_recurrent_layer(name):
+    config = variants.CONFIGS[name]
+    net = model.build(config, Runtime(dropout=0.5))
+    sides = [variants.tokens()] * (2 if config.family == "encoder_decoder" else 1)
+
+    @jax.jit
+    def trained(params, key):
+        return net.apply({"params": params}, *sides, train=True, rngs={"dropout": key})[1]
+
+    first, again, other = (trained(variants.params(name), jax.random.key(i)) for i in (0, 0, 1))
+    if name in ("lstm", "gru"):
+        for state in (first["features"], other["features"]):
+            assert 0.4 < (state == 0).mean() < 0.6
+    else:
+        first, again, other = (aux["encoder_features"] for aux in (first, again, other))
+        assert (first == again).all() and (first != other).any()
+
+
 def test_grouped_heads_equal_full_heads_with_repeated_keys_and_values():
     grouped = variants.CONFIGS["llama"]
     full = dataclasses.replace(grouped, kv_heads=6)

@@ -112,6 +112,29 @@ def test_a_prefix_language_model_looks_both_ways_within_its_prefix_and_back_from
     np.testing.assert_allclose(padded[:, 3:], before, atol=3e-5)
 
 
+@attentive
+def test_a_prefix_that_is_appended_to_a_cache_at_once_is_seen_both_ways(name):
+    config, tokens_BT, prefix_B = variants.CONFIGS[name], variants.tokens(), jnp.array([5, 0])
+    net, memory = model.build(config), cache.init(config, 2, 19)
+    run = jax.jit(
+        lambda p, prefix_B: net.apply({"params": p}, tokens_BT, prefix=prefix_B, cache=memory)[0],
+        compiler_options=variants.FAST,
+    )
+    actual = run(variants.params(name), prefix_B)
+    expected = say(name, tokens_BT, mask=jnp.ones((2, 17), bool), prefix=prefix_B)
+    np.testing.assert_allclose(actual, expected, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "lstm", "gru"])
+def test_padding_between_tokens_changes_nothing_either(name):
+    tokens_BT = variants.tokens()
+    expected = say(name, tokens_BT)
+    real_BT = jnp.array([[t not in range(8, 13) for t in range(22)]] * 2)
+    padded_BT = jnp.insert(tokens_BT, jnp.array([8] * 5), 3, axis=1)
+    actual = say(name, padded_BT, mask=real_BT)[:, np.asarray(real_BT[0])]
+    np.testing.assert_allclose(actual, expected, atol=3e-5)
+
+
 @every
 def test_packed_texts_never_see_each_other(name):
     tokens_BT, looks = variants.tokens(), variants.ones()

@@ -265,6 +265,14 @@ def test_a_completion_ends_at_the_end_token_or_at_the_cap(eos_id, cap, text, tok
     assert len(done.logprobs) == len(done.sampled_logprobs) == len(done.margins) == len(tokens)
 
 
+@pytest.mark.parametrize("ids", [(9, 2), (2, 9)])
+def test_any_of_several_end_tokens_ends_a_completion(ids):
+    lm = tiny.scripted(by_token=CYCLE, eos_id=9)
+    lm.tokenizer.eos_ids = ids
+    (done,) = decode.generate(lm, ["a"], Settings(max_new_tokens=5, temperature=0), seed=0)
+    assert done.tokens == (1, 2) and done.finish_reason == "stop"
+
+
 def test_the_end_of_the_context_window_ends_a_completion():
     lm = tiny.scripted(by_token=CYCLE, context_length=7)
     (done,) = decode.generate(lm, ["abc"], Settings(max_new_tokens=50, temperature=0), seed=0)
