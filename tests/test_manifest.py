@@ -19,7 +19,7 @@ import decode
 import model
 from decode import difference, manifest
 from decode.settings import Request, Settings
-from model import checkpoint, errors
+from model import errors, files
 
 REQUESTS = [
     Request("once upon\u2028a time", Settings(max_new_tokens=11, temperature=0.8, n=2), "ä"),
@@ -142,7 +142,9 @@ def test_a_run_moves_with_its_model_and_the_model_is_loaded_from_there(
 def nudged(lm, size):
     """The same model with every weight moved by about `size` of itself, under the old digest."""
     params = jax.tree.map(lambda x: x * np.float32(1 + size), lm.params)
-    return dataclasses.replace(lm, params=params)
+    moved = dataclasses.replace(lm, params=params)
+    vars(moved)["digest"] = lm.digest
+    return moved
 
 
 def test_another_rounding_is_told_from_another_model_by_its_noise(run, lm):
@@ -237,8 +239,10 @@ def test_an_editeddigest_requests_is_named(run, lm):
 
 
 def test_other_weights_or_another_tokenizer_are_named(run, lm):
-    other = dataclasses.replace(lm, digest="f" * 64, directory=pathlib.Path("runs/x"))
-    with refused(f"the weights of runs/x changed .*digest ffffffffffff, was {lm.digest[:12]}"):
+    params = jax.tree.map(lambda x: x + 1, lm.params)
+    other = dataclasses.replace(lm, params=params, directory=pathlib.Path("runs/x"))
+    said = f"the weights of runs/x changed .*digest {other.digest[:12]}, was {lm.digest[:12]}"
+    with refused(said):
         manifest.replay(run, other)
     letters = dataclasses.replace(lm, tokenizer=tiny.Letters(307, 3))
     with refused(
@@ -308,7 +312,7 @@ def test_a_write_that_fails_leaves_the_old_record_as_it_was(run, lm, completions
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with refused(r"completions.jsonl cannot be written: No space left on device; make room"):
         manifest.write(run, lm, decode.requests(REQUESTS), completions[:1], seed=4)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

@@ -220,11 +220,18 @@ def test_a_run_directory_gives_back_its_recipe(tmp_path):
     [
         (
             None,
-            r"config.json cannot be read \(No such file or directory\); give a directory that train has written",
+            "holds no model: config.json is missing; give a run, a bundle or a Hugging Face directory",
         ),
         ("{", r"config.json is not JSON \(.*\); restore it, or give another directory"),
         ("[]", "config.json holds no group of keys; restore it, or give another directory"),
-        ('{"train": {"setps": 3}}', r"config.train has no key 'setps' \(did you mean 'steps'\?\)"),
+        (
+            '{"model": {}, "train": {"setps": 3}}',
+            r"config.train has no key 'setps' \(did you mean 'steps'\?\)",
+        ),
+        (
+            '{"model_type": "llama"}',
+            "has weights and no recipe; add --prompt to decode, or give a directory that train has",
+        ),
     ],
 )
 def test_a_directory_without_a_recipe_is_told_in_one_line(tmp_path, text, message):
