@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from model import forms
+from model import errors, forms
 from model.config import Experts, ModelConfig, Scores
 from model.forms import SIZES, Form, Theirs
 
@@ -88,6 +88,10 @@ def _read_gemma2(theirs: Theirs) -> dict[str, Any]:
     slides = ("sliding_attention", "full_attention")
     default = [slides[i % 2] for i in range(theirs["num_hidden_layers"])]
     act = theirs.get("hidden_activation") or theirs.get("hidden_act") or "gelu_pytorch_tanh"
+    if theirs["query_pre_attn_scalar"] <= 0:
+        raise errors.BadInput(
+            f"config.json: query_pre_attn_scalar is {theirs['query_pre_attn_scalar']}; it must be above 0"
+        )
     scale = theirs["query_pre_attn_scalar"] ** -0.5
     return _read_llama({**theirs, "hidden_act": act}) | dict(
         windows=forms.read_windows(theirs, default),

@@ -160,7 +160,7 @@ FORMS = {
             "RobertaForTokenClassification": "token",
             "RobertaModel": "none",
         },
-        keys={key: ours for key, ours in BERT_KEYS.items() if ours != "context_length"},
+        keys=BERT_KEYS,
         read=_read_roberta,
         write=_write_roberta,
         **(BERT_LIKE | dict(fixed=BERT_LIKE["fixed"] | dict(position="learned_from_2"))),

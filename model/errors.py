@@ -33,6 +33,31 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def typed(where: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotated type `hint`; refuses another with the name, the value and the type wanted."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if option is Any:
+            return value
+        if option is type(None) and value is None:
+            return None
+        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(origin):
+            return build(typing.cast(type, origin), value, where)
+        if origin is tuple and isinstance(value, list | tuple):
+            return _elements(where, value, option)
+        if origin is dict and isinstance(value, Mapping):
+            return _entries(where, value, option)
+        if origin is int and isinstance(value, bool):
+            continue
+        if isinstance(origin, type) and isinstance(value, origin):
+            return value
+    wanted = " or ".join(_words(option) for option in options)
+    raise BadInput(f"{where} is {value!r} ({type(value).__name__}); it must be {wanted}")
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Makes the dataclass `cls` from a mapping, refusing what is none, unknown keys and wrongly typed values.
 
@@ -57,40 +82,13 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     ]
     if missing:
         raise BadInput(f"{where} lacks {', '.join(missing)}; add it to the config")
-    return cls(
-        **{key: _typed(f"{where}.{key}", value, hints[key]) for key, value in values.items()}
-    )
-
-
-def _typed(where: str, value: Any, hint: Any) -> Any:
-    """Returns `value` as the annotated type, or raises with the name, the value and the type wanted."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if option is Any:
-            return value
-        if option is type(None) and value is None:
-            return None
-        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(origin):
-            return build(typing.cast(type, origin), value, where)
-        if origin is tuple and isinstance(value, list | tuple):
-            return _elements(where, value, option)
-        if origin is dict and isinstance(value, Mapping):
-            return _entries(where, value, option)
-        if origin is int and isinstance(value, bool):
-            continue
-        if isinstance(origin, type) and isinstance(value, origin):
-            return value
-    wanted = " or ".join(_words(option) for option in options)
-    raise BadInput(f"{where} is {value!r} ({type(value).__name__}); it must be {wanted}")
+    return cls(**{key: typed(f"{where}.{key}", value, hints[key]) for key, value in values.items()})
 
 
 def _elements(where: str, values: Sequence[Any], hint: Any) -> tuple[Any, ...]:
     """A list as `tuple[X, ...]`, each element checked."""
     kind = (*typing.get_args(hint), Any)[0]
-    return tuple(_typed(f"{where}[{i}]", value, kind) for i, value in enumerate(values))
+    return tuple(typed(f"{where}[{i}]", value, kind) for i, value in enumerate(values))
 
 
 def _entries(where: str, values: Mapping[Any, Any], hint: Any) -> dict[Any, Any]:
@@ -99,7 +97,7 @@ def _entries(where: str, values: Mapping[Any, Any], hint: Any) -> dict[Any, Any]
     for key in values:
         if not isinstance(key, str):
             raise BadInput(f"{where} has key {key!r} ({type(key).__name__}); a key must be text")
-    return {key: _typed(f"{where}.{key}", value, kind) for key, value in values.items()}
+    return {key: typed(f"{where}.{key}", value, kind) for key, value in values.items()}
 
 
 def _words(kind: Any) -> str:

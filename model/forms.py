@@ -31,6 +31,37 @@ SIZES = {
 }
 
 
+# What is computed with before it becomes a field of ours, which says its own type.
+KINDS: dict[str, Any] = {
+    "architectures": tuple[str, ...] | None,
+    "num_labels": int | None,
+    "num_hidden_layers": int,
+    "max_position_embeddings": int,
+    "num_local_experts": int,
+    "num_experts_per_tok": int,
+    "query_pre_attn_scalar": float,
+    "attn_logit_softcapping": float | None,
+    "final_logit_softcapping": float | None,
+    "max_window_layers": int,
+    "sliding_window": int | None,
+    "layer_types": tuple[str, ...] | None,
+    "feed_forward_proj": str,
+    "activation_function": str,
+    "activation": str,
+    "hidden_act": str | None,
+    "hidden_activation": str | None,
+    "rope_parameters": dict | None,
+    "rope_scaling": dict | None,
+}
+ROPE_KINDS: dict[str, Any] = {
+    "factor": float | None,
+    "original_max_position_embeddings": int | None,
+    "attention_factor": float | None,
+    "mscale": float | None,
+    "mscale_all_dim": float | None,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Form:
     """How a `model_type` says what its weights are.
@@ -64,6 +95,12 @@ def refused(key: str, value: Any, known: Any) -> errors.BadInput:
     )
 
 
+def check_kinds(said: Theirs, kinds: Mapping[str, Any] = KINDS, where: str = "") -> None:
+    """Refuses a value of another type than `kinds` gives its key."""
+    for key in kinds.keys() & said.keys():
+        errors.typed(f"config.json: {where}{key}", said[key], kinds[key])
+
+
 def activation(key: str, value: Any, gated: bool = False) -> str:
     """Ours, of a feed-forward that multiplies it by a third map or does not."""
     if value not in ACTIVATIONS:
@@ -83,6 +120,7 @@ def read_rope(theirs: Theirs) -> Rope:
     said = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     if any(isinstance(value, Mapping) for value in said.values()):
         raise refused("rope_parameters", said, ("one set for all layers",))
+    check_kinds(said, ROPE_KINDS, "rope_parameters.")
     kind = said.get("rope_type", said.get("type", "default"))
     fraction = said.get("partial_rotary_factor", theirs.get("partial_rotary_factor")) or 1.0
     values: dict[str, Any] = dict(

@@ -32,6 +32,7 @@ def model_config(theirs: Theirs, names: Any = None) -> ModelConfig:
     form = FORMS[kind]
     said = {form.synonyms.get(key, key): value for key, value in theirs.items()}
     values = {**form.defaults, **said}
+    forms.check_kinds(values)
     for key, allowed in {**COMMON, **form.demands}.items():
         if key in values and values[key] not in allowed:
             raise forms.refused(key, values[key], allowed)
@@ -83,12 +84,12 @@ def _plain(config: ModelConfig) -> ModelConfig:
 
 def _kind(theirs: Theirs) -> str:
     kind = theirs.get("model_type")
-    if kind not in FORMS:
+    if not isinstance(kind, str) or kind not in FORMS:
         hint = errors.nearest(str(kind), FORMS)
         raise errors.BadInput(
             f"config.json has model_type {kind!r}{hint}; known: {', '.join(FORMS)}"
         )
-    return str(kind)
+    return kind
 
 
 def _head(form: Form, kind: str, theirs: Theirs) -> Head:
@@ -101,6 +102,10 @@ def _head(form: Form, kind: str, theirs: Theirs) -> Head:
     labels = theirs.get("id2label") or {
         i: f"LABEL_{i}" for i in range(theirs.get("num_labels") or 2)
     }
+    if not all(str(key).isdecimal() for key in labels):
+        raise errors.BadInput(
+            f"config.json: id2label is {labels!r}; its keys must be whole numbers"
+        )
     names = tuple(str(labels[key]) for key in sorted(labels, key=int))
     relu = kind == "distilbert" and head == "sequence"
     return Head(head, names, "relu" if relu else "tanh")

@@ -57,6 +57,18 @@ DEFAULTS: dict[str, dict[str, str]] = {
 }
 
 
+# What settings may be, when a file says them.
+KINDS: dict[str, Any] = {
+    "add_bos_token": bool | None,
+    "add_eos_token": bool | None,
+    "do_lower_case": bool,
+    "tokenize_chinese_chars": bool,
+    "strip_accents": bool | None,
+    "additional_special_tokens": tuple | dict | None,
+    "extra_special_tokens": tuple | dict | None,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a directory says: the tokenizer's files, their settings, and the model's two configurations."""
@@ -73,10 +85,15 @@ class Source:
     @property
     def settings(self) -> dict[str, Any]:
         """tokenizer_config.json, over special_tokens_map.json."""
-        return self.json("special_tokens_map.json") | self.json("tokenizer_config.json")
+        settings = self.json("special_tokens_map.json") | self.json("tokenizer_config.json")
+        for key in KINDS.keys() & settings.keys():
+            errors.typed(f"{self.where}/tokenizer_config.json: {key}", settings[key], KINDS[key])
+        return settings
 
     def text(self, name: str) -> str:
         """A text file of the tokenizer."""
+        if name not in self.files:
+            raise errors.BadInput(f"{self.where} lacks {name}; restore the file")
         try:
             return self.files[name].decode()
         except UnicodeDecodeError as error:

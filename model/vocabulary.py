@@ -126,7 +126,9 @@ def _sentencepiece(
     source: tokenizer_files.Source,
 ) -> tuple[segmentation.Segmenter, str, dict[str, str]]:
     """A SentencePiece model: LLaMA's, or T5's with sentinels behind the pieces, `<extra_id_0>` the last of them."""
-    name = next(name for name in source.files if name.endswith(".model"))
+    name = next((name for name in source.files if name.endswith(".model")), None)
+    if name is None:
+        raise errors.BadInput(f"{source.where} holds no SentencePiece model; restore the file")
     processor = load_sentencepiece(f"{source.where}/{name}", source.files[name])
     if name == "sentencepiece.bpe.model":
         return _xlm_roberta(source, processor)

@@ -137,6 +137,21 @@ def test_a_damaged_bundle_says_what_is_wrong(homes, tmp_path, change, message):
         tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bert", r"lacks vocab\.txt; restore the file"),
+        ("llama", r"holds no SentencePiece model; restore the file"),
+    ],
+)
+def test_a_bundle_that_lists_no_files_says_what_is_missing(homes, tmp_path, name, message):
+    tokenizer.load(homes[name]).save(tmp_path)
+    path = tmp_path / pretrained_tokenizer.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": []}))
+    with pytest.raises(errors.BadInput, match=message):
+        tokenizer.load(tmp_path)
+
+
 @pytest.mark.skipif(
     "GANYMEDE_TOKENIZERS" not in os.environ,
     reason="GANYMEDE_TOKENIZERS names no directory with real vocabularies and golden.jsonl",

@@ -177,6 +177,74 @@ def test_what_a_config_says_that_we_would_compute_differently_is_refused(case, v
         hf.model_config(published.config_json(case) | values)
 
 
+@pytest.mark.parametrize(
+    ("case", "key", "value", "message"),
+    [
+        ("llama", "model_type", ["llama"], r"has model_type \['llama'\] .*; known: gpt2, llama"),
+        (
+            "llama",
+            "rope_scaling",
+            "linear",
+            r": rope_scaling is 'linear' \(str\); it must be a group of keys or nothing",
+        ),
+        (
+            "llama",
+            "rope_scaling",
+            {"rope_type": "yarn", "factor": "4"},
+            r": rope_parameters.factor is '4' \(str\); it must be a number or nothing",
+        ),
+        ("gpt2", "architectures", 7, r": architectures is 7 \(int\); it must be a list or nothing"),
+        (
+            "gpt2",
+            "activation_function",
+            ["relu"],
+            r": activation_function is \['relu'\] \(list\); .* text",
+        ),
+        (
+            "mixtral",
+            "num_experts_per_tok",
+            None,
+            r": num_experts_per_tok is None .* a whole number",
+        ),
+        ("qwen2", "num_hidden_layers", None, r": num_hidden_layers is None .* a whole number"),
+        ("qwen2", "layer_types", 3, r": layer_types is 3 \(int\); it must be a list or nothing"),
+        ("gemma2", "query_pre_attn_scalar", None, r": query_pre_attn_scalar is None .* a number"),
+        ("mixtral", "num_local_experts", None, r": num_local_experts is None .* a whole number"),
+        ("gemma2", "attn_logit_softcapping", "5", r": attn_logit_softcapping is '5' \(str\)"),
+        ("gemma2", "query_pre_attn_scalar", 0, r": query_pre_attn_scalar is 0; it must be above 0"),
+        ("t5", "feed_forward_proj", None, r": feed_forward_proj is None .* it must be text"),
+        (
+            "roberta-Model",
+            "max_position_embeddings",
+            "9",
+            r": max_position_embeddings is '9' \(str\)",
+        ),
+        (
+            "bert-ForTokenClassification",
+            "id2label",
+            {"LABEL_0": 0},
+            r": id2label is {'LABEL_0': 0}; its keys must be whole numbers",
+        ),
+    ],
+)
+def test_a_value_of_another_type_than_a_config_json_has_there_is_refused_by_name(
+    case, key, value, message
+):
+    said = published.config_json(case)
+    hf.model_config(said)
+    with pytest.raises(errors.BadInput, match=f"^config.json.*{message}"):
+        hf.model_config({**said, key: value})
+
+
+def test_a_roberta_without_its_length_is_refused():
+    said = published.config_json("roberta-Model")
+    del said["max_position_embeddings"]
+    with pytest.raises(
+        errors.BadInput, match="^config.json lacks max_position_embeddings, which a"
+    ):
+        hf.model_config(said)
+
+
 def test_a_bias_that_bart_does_not_have_must_be_zero(tmp_path):
     said, tensors = published.theirs(tmp_path / "theirs", "bart")
     assert not tensors["final_logits_bias"].any()

@@ -168,6 +168,24 @@ DAMAGES = [
         r"tokenizer_config\.json has additional_special_tokens\[1\]=7; a token must be text",
     ),
     (
+        "gpt2",
+        "tokenizer_config.json",
+        b'{"additional_special_tokens": 7}',
+        r"tokenizer_config\.json: additional_special_tokens is 7 \(int\); it must be a list or a group of",
+    ),
+    (
+        "llama",
+        "tokenizer_config.json",
+        b'{"add_bos_token": ["<s>"]}',
+        r"tokenizer_config\.json: add_bos_token is \['<s>'\] \(list\); it must be true or false or nothing",
+    ),
+    (
+        "bert",
+        "tokenizer_config.json",
+        b'{"do_lower_case": null}',
+        r"tokenizer_config\.json: do_lower_case is None \(NoneType\); it must be true or false",
+    ),
+    (
         "t5",
         "config.json",
         b'{"model_type": "t5", "decoder_start_token_id": 999}',
