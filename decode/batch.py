@@ -69,9 +69,9 @@ def generate(
     Returns:
         Completions in the order of the prompts, the samples of one together.
     """
-    requests = asked.requests(prompts, settings)
+    words, requests = lm.words, asked.requests(prompts, settings)
     jobs = _jobs(lm, requests)
-    texts = {(job.id, job.sample): lm.tokenizer.reader() for job in jobs}
+    texts = {(job.id, job.sample): words.reader() for job in jobs}
     done = {}
     for job, tokens, completion in _run(lm, jobs, seed, batch_size, 1 if on_token else STEPS):
         name = job.id, job.sample
@@ -97,7 +97,7 @@ def stream(
         raise errors.BadInput(
             f"n is {requests[0].settings.n}; a stream carries one completion, so it must be 1"
         )
-    texts = lm.tokenizer.reader()
+    texts = lm.words.reader()
     for _, tokens, completion in _run(lm, _jobs(lm, requests), seed, batch_size, 1):
         for _, text in _texts(lm, texts, tokens, completion is not None):
             if text:
@@ -115,10 +115,6 @@ def bucket(count: int, smallest: int, largest: int) -> int:
 
 
 def _jobs(lm: LM, requests: list[Request]) -> list[_Job]:
-    if lm.tokenizer is None:
-        raise errors.BadInput(
-            f"{lm.directory or 'this model'} has no tokenizer; put its tokenizer files beside the weights"
-        )
     jobs = []
     for place, request in enumerate(requests):
         prompt = _prompt_tokens(lm, request)

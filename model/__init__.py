@@ -16,6 +16,7 @@ from model.decoder_only import DecoderOnly
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_only import EncoderOnly
 from model.rnn import Recurrent
+from model.tokenizer import Tokenizer
 
 FAMILIES = {
     "decoder_only": DecoderOnly,
@@ -43,6 +44,16 @@ class LM:
     tokenizer: Any
     net: nn.Module
     directory: pathlib.Path | None = None
+
+    @property
+    def words(self) -> Tokenizer:
+        """The tokenizer, which whatever deals in text demands."""
+        if self.tokenizer is None:
+            raise errors.BadInput(
+                f"{self.directory or 'this model'} has no tokenizer; put its files beside the published weights "
+                "(and import these again, if this is a bundle)"
+            )
+        return self.tokenizer
 
     @functools.cached_property
     def digest(self) -> str:

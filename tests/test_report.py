@@ -17,7 +17,7 @@ from rich.console import Console
 
 import decode
 import model
-from decode.settings import Completion, Settings
+from decode.settings import Completion, Request, Settings
 from model import errors, tokenizer
 from model.config import ModelConfig
 from train import figures, report
@@ -169,6 +169,23 @@ def test_a_prompt_that_cannot_be_read_is_refused_in_one_line(lm, tmp_path, draw,
     with pytest.raises(errors.BadInput, match=complaint) as caught:
         getattr(report, draw)(lm, prompt, *settings, tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_tokenizer_neither_draws_nor_writes_even_from_token_ids(lm, tmp_path):
+    mute = dataclasses.replace(lm, tokenizer=None, directory=tmp_path / "mute")
+    request = Request((3, 5), Settings(max_new_tokens=2))
+    for act in (
+        lambda: report.attention_map(mute, "moon", tmp_path),
+        lambda: report.next_token(mute, "moon", Settings(), tmp_path),
+        lambda: report.complete(mute, [("", request)], 0),
+        lambda: decode.generate(mute, [request], seed=0),
+        lambda: next(decode.stream(mute, request, seed=0)),
+    ):
+        with pytest.raises(
+            errors.BadInput, match="mute has no tokenizer; put its files beside the"
+        ):
+            act()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_attention_map_that_nobody_could_read_is_refused(lm, tmp_path):

@@ -213,9 +213,7 @@ def complete(
 ) -> tuple[list[Request], list[Completion]]:
     """Completes and prints: one completion on a terminal while it is made, everything else as a table."""
     requests = decode.requests(request for _, request in named)
-    texts = [
-        r.prompt if isinstance(r.prompt, str) else lm.tokenizer.decode(r.prompt) for r in requests
-    ]
+    texts = [r.prompt if isinstance(r.prompt, str) else lm.words.decode(r.prompt) for r in requests]
     if len(requests) == 1 and requests[0].settings.n == 1 and sys.stdout.isatty():
         pieces = decode.stream(lm, requests[0], seed=seed)
         return requests, [completion_stream(texts[0], pieces)]
@@ -247,7 +245,7 @@ def prompt_tokens(lm: model.LM, prompt: str) -> list[int]:
     """The tokens of a prompt as decoding reads them: behind the begin-of-text token."""
     if not prompt:
         raise errors.BadInput("the prompt is empty; give it at least one character")
-    tokens = tokenizer.prompt_ids(lm.tokenizer, prompt)
+    tokens = tokenizer.prompt_ids(lm.words, prompt)
     if len(tokens) > lm.config.context_length:
         raise errors.BadInput(
             f"the prompt has {len(tokens)} tokens, and the context window holds "
