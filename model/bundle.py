@@ -241,7 +241,9 @@ def _write_json(path: pathlib.Path, groups: Any) -> None:
 @contextlib.contextmanager
 def _staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory beside `out` that takes its name when all is written, and vanishes when something goes wrong."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise errors.BadInput(f"{out} exists and is no directory; choose another name")
+    if out.exists() and any(out.iterdir()):
         raise errors.BadInput(
             f"{out} exists and is not empty; choose another directory, or remove it"
         )

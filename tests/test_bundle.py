@@ -212,6 +212,10 @@ def test_nothing_is_written_over_and_nothing_is_imported_or_exported_twice(tmp_p
     with pytest.raises(errors.BadInput, match="full exists and is not empty; choose another"):
         bundle.import_(tmp_path / "theirs", tmp_path / "full")
     assert (tmp_path / "full" / "file").read_text() == "mine"
+    with pytest.raises(
+        errors.BadInput, match="file exists and is no directory; choose another name"
+    ):
+        bundle.import_(tmp_path / "theirs", tmp_path / "full" / "file")
     (tmp_path / "empty").mkdir()
     bundle.import_(tmp_path / "theirs", tmp_path / "empty")
     with pytest.raises(errors.BadInput, match="empty is a bundle, which needs no import; load it"):

@@ -230,7 +230,7 @@ def test_a_run_directory_gives_back_its_recipe(tmp_path):
         ),
         (
             '{"model_type": "llama"}',
-            "has weights and no recipe; add --prompt to decode, or give a directory that train has",
+            "has weights and no recipe, which would name prompts and held-out text; add --prompt if you",
         ),
     ],
 )

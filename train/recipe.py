@@ -242,8 +242,8 @@ def of_run(directory: str | os.PathLike[str]) -> Recipe:
     kind, groups = sources.read(pathlib.Path(directory))
     if kind != "run":
         raise errors.BadInput(
-            f"{directory} has weights and no recipe; add --prompt to decode, "
-            "or give a directory that train has written"
+            f"{directory} has weights and no recipe, which would name prompts and held-out text; add --prompt if you "
+            "decode, or give a directory that train has written"
         )
     return from_config(groups)
 
