@@ -124,10 +124,13 @@ def probabilities(
     q_BTNH: jax.Array, k_BSKH: jax.Array, sight: Sight, scale: float, cap: float
 ) -> jax.Array:
     """The attention map [B, N, T, S] in float32; a row with nothing to see is zero."""
-    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    k_BSNH = jnp.repeat(k_BSKH, groups, axis=2).astype(jnp.float32)
-    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH.astype(jnp.float32), k_BSNH) * scale
-    scores_BNTS = soft_cap(scores_BNTS, cap)
+    batch, length, heads, size = q_BTNH.shape
+    q_BTKGH = q_BTNH.reshape(batch, length, k_BSKH.shape[2], -1, size)
+    k_BSKH = k_BSKH.astype(q_BTNH.dtype)
+    scores_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    scores_BNTS = soft_cap(scores_BKGTS.reshape(batch, heads, length, -1) * scale, cap)
     if sight.bias is not None:
         scores_BNTS = scores_BNTS + sight.bias
     return jax.nn.softmax(scores_BNTS, axis=-1, where=sight.sees)
@@ -147,8 +150,10 @@ def attend(
             q_BTNH, k_BSKH, v_BSKH, bias=sight.bias, mask=sight.sees, scale=scale
         )
     map_BNTS = probabilities(q_BTNH, k_BSKH, sight, scale, cap).astype(v_BSKH.dtype)
-    v_BSNH = jnp.repeat(v_BSKH, q_BTNH.shape[2] // v_BSKH.shape[2], axis=2)
-    return jnp.einsum("BNTS,BSNH->BTNH", map_BNTS, v_BSNH)
+    batch, _, length, slots = map_BNTS.shape
+    map_BKGTS = map_BNTS.reshape(batch, v_BSKH.shape[2], -1, length, slots)
+    y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", map_BKGTS, v_BSKH)
+    return y_BTKGH.reshape(q_BTNH.shape)
 
 
 def score_scale(scores: Scores, head_size: int) -> float:

@@ -76,7 +76,8 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         c = self.config
         rows, axis = (c.token_types, "position") if self.types else (c.vocab_size, "vocab")
-        init = normal(0.02, (axis, "embed"))
+        # T5 shrinks what its head reads, and begins with a table of ones' size instead.
+        init = normal(1.0 if c.embedding == "head_scaled" else 0.02, (axis, "embed"))
         self.weight = self.param("weight", init, (rows, c.width), jnp.float32)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
