@@ -34,6 +34,16 @@ def test_a_mesh_holds_the_same_weights_in_parts(tmp_path):
     assert laid.digest == whole.digest
 
 
+@pytest.mark.parametrize("name", ["mixtral", "bert-ForMaskedLM", "t5"])
+def test_every_family_loads_onto_a_mesh(tmp_path, name):
+    published.theirs(tmp_path / "theirs", name)
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    laid, whole = model.load(tmp_path / "theirs", mesh), model.load(tmp_path / "theirs")
+    table = laid.params["embedding"]["weight"]
+    assert {shard.data.shape for shard in table.addressable_shards} == {(37, 6)}
+    assert laid.digest == whole.digest
+
+
 def said_differently(**values):
     def change(directory, said, tensors):
         published.write(directory, said | values, tensors)
