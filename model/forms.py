@@ -89,9 +89,10 @@ class Form:
 
 def refused(key: str, value: Any, known: Any) -> errors.BadInput:
     """The line for a setting that we would compute differently."""
+    said = [repr(each) for each in known if each is not None]
+    remedy = f"it computes {' or '.join(said)}" if said else "give weights without it"
     return errors.BadInput(
-        f"config.json has {key} {value!r}, which Ganymede does not compute; it computes "
-        + " or ".join(repr(each) for each in known)
+        f"config.json has {key} {value!r}, which Ganymede does not compute; {remedy}"
     )
 
 

@@ -189,9 +189,12 @@ def test_a_recipe_that_states_its_vocabulary_needs_no_tokenizer_to_be_there():
     assert plan.asked(asked)[0].vocab_size == 211
 
 
-def test_a_plan_prints_the_presets_name(capsys):
+def test_a_plan_prints_the_presets_name_and_whether_it_was_changed(capsys):
+    assert plan.run({"model": {"preset": "gpt2-124m"}}) == 0
+    assert capsys.readouterr().out.startswith("gpt2-124m: decoder-only, 12 layers of width 768, ")
     assert plan.run({"model": {"preset": "gpt2-124m", "layers": 2}}) == 0
-    assert capsys.readouterr().out.startswith("gpt2-124m: decoder-only, 2 layers of width 768, ")
+    said = capsys.readouterr().out
+    assert said.startswith("gpt2-124m, changed: decoder-only, 2 layers of width 768, ")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ WRONG = [
     ),
     (
         said_differently(quantization_config={"bits": 4}),
-        "has quantization_config {'bits': 4}, which",
+        "has quantization_config {'bits': 4}, which Ganymede does not compute; give weights without it",
     ),
     (said_differently(hidden_size="24"), "model.width is '24' .str.; it must be a whole number"),
     (

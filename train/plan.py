@@ -60,7 +60,9 @@ class Rows:
 def run(config: Mapping[str, Any]) -> int:
     """Prints what a config would cost: a whole recipe, or a model group and at most `data.length`."""
     made, length = asked(config)
-    table(made, length, name=config["model"].get("preset", "model"))
+    changed = ", changed" if len(config["model"]) > 1 else ""
+    preset = config["model"].get("preset")
+    table(made, length, name=f"{preset}{changed}" if preset else "model")
     return 0
 
 
