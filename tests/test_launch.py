@@ -156,7 +156,8 @@ def test_a_recurrent_model_trains_and_decodes_through_the_same_verbs(run, tmp_pa
     assert trained.returncode == 0, trained.stderr
     decoded = launch("decode", f"--from={home}", f"--workdir={tmp_path / 'said'}")
     assert decoded.returncode == 0, decoded.stderr
-    said = [json.loads(line) for line in (tmp_path / "said/completions.jsonl").open()]
+    lines = (tmp_path / "said/completions.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in lines]
     assert [len(completion["tokens"]) for completion in said] == [5, 5, 5, 5]
 
 
