@@ -58,7 +58,7 @@ def by_part(config: ModelConfig, length: int) -> dict[str, dict[str, int]]:
     """
     c, head = config, {"head": 2 * _head(config, length)}
     if c.family in RECURRENT:
-        gates = 4 if c.family == "lstm" else 3
+        gates = RECURRENT[c.family]
         from_input_and_state = 2 * c.width * gates * c.width
         return {"target": {"cells": 2 * c.layers * from_input_and_state} | head}
     both_ways = 4 * length * c.heads * c.head_size  # of a layer that sees the whole row
