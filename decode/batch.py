@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from decode import keys, loop, processors
-from decode import settings as asked
-from decode.settings import Completion, Request, Settings
+from decode import requests as asked
+from decode.requests import Completion, Request
+from decode.settings import Settings
 from model import LM, errors, segmentation, tokenizer
 
 BATCH_SIZE = 8

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from decode.settings import Completion, Request
+from decode.requests import Completion, Request
 
 NUMBERS = ("logprobs", "sampled_logprobs", "margins")
 LEAST_NOISE = 1e-6  # of float32 logits; two runs may agree by luck before they part

@@ -21,7 +21,8 @@ import jax
 import model
 from decode import batch, difference, keys
 from decode.difference import Report
-from decode.settings import Completion, Request, Settings
+from decode.requests import Completion, Request
+from decode.settings import Settings
 from model import LM, checkpoint, errors
 
 FORMAT = 1

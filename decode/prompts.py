@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from decode.settings import Request, Settings
+from decode.requests import Request
+from decode.settings import Settings
 from model import errors
 
 FIELDS = ("prompt", "id", "settings")

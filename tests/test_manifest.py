@@ -18,7 +18,8 @@ import tiny
 import decode
 import model
 from decode import difference, manifest
-from decode.settings import Request, Settings
+from decode.requests import Request
+from decode.settings import Settings
 from model import errors, files
 
 REQUESTS = [

@@ -3,7 +3,8 @@
 import pytest
 
 from decode import prompts
-from decode.settings import Request, Settings
+from decode.requests import Request
+from decode.settings import Settings
 from model import errors
 
 

@@ -17,7 +17,8 @@ from rich.console import Console
 
 import decode
 import model
-from decode.settings import Completion, Request, Settings
+from decode.requests import Completion, Request
+from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import ModelConfig
 from train import figures, report

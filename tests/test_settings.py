@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 import decode
-from decode.settings import Request, Settings
+from decode.requests import Request
+from decode.settings import Settings
 from model import errors
 
 

@@ -11,7 +11,8 @@ import tiny
 
 import decode
 from decode import keys
-from decode.settings import Request, Settings
+from decode.requests import Request
+from decode.settings import Settings
 
 MINE = Request(
     "ganymede is located", Settings(max_new_tokens=19, temperature=0.9, top_p=0.95), "mine"

@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from decode.settings import Request, Settings
+from decode.requests import Request
+from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
 from model.config import RECURRENT, ModelConfig, Runtime
 from train import corpus, optimizer

@@ -22,7 +22,8 @@ from rich.text import Text
 import decode
 import model
 from decode import processors
-from decode.settings import Completion, Request, Settings
+from decode.requests import Completion, Request
+from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import RECURRENT
 from train import curves, figures, visible

@@ -1,0 +1,99 @@
+"""What goes in, and what comes out? Requests and completions."""
+
+import dataclasses
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from decode.settings import Settings
+from model import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+        prompt: text, which the model's tokenizer encodes behind its begin-of-text token; or token ids, taken as
+            they are.
+        settings: how to continue it.
+        id: names the request, and is part of its random numbers; without one it is its place in the list.
+            The number 7 and the text "7" are the same id.
+    """
+
+    prompt: str | Sequence[int]
+    settings: Settings = Settings()
+    id: str | int | None = None
+
+    def __post_init__(self) -> None:
+        name = "a request" if self.id is None else f"request {self.id!r}"
+        if not isinstance(self.id, str | numbers.Integral | None) or isinstance(self.id, bool):
+            raise errors.BadInput(f"{name}: an id must be text or a whole number")
+        if isinstance(self.id, numbers.Integral):
+            object.__setattr__(self, "id", int(self.id))
+        elif self.id and any("\ud800" <= letter <= "\udfff" for letter in self.id):
+            raise errors.BadInput(f"{name}: an id must be Unicode text; remove the lone surrogate")
+        if not isinstance(self.settings, Settings):
+            raise errors.BadInput(f"{name} has settings {self.settings!r}; they must be a Settings")
+        if isinstance(self.prompt, str):
+            return
+        ids = list(self.prompt) if isinstance(self.prompt, Iterable) else [None]
+        if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+            raise errors.BadInput(
+                f"{name} has prompt {self.prompt!r}; it must be text or a list of token ids"
+            )
+        object.__setattr__(self, "prompt", tuple(int(i) for i in ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What became of one sample of a request.
+
+    Attributes:
+        id: of the request.
+        sample: 0 to n - 1.
+        prompt_tokens: what the model was given.
+        tokens: what it continued with, the end-of-sequence token included.
+        text: the tokens in letters, without the end-of-sequence token.
+        finish_reason: "stop" at an end-of-sequence token, "length" at the cap or the end of the context window.
+        logprobs: the model's own, one per token, before temperature and filters.
+        sampled_logprobs: of the distribution that was drawn from; 0 where the choice was greedy.
+        margins: by how much each token won, noise included: a difference smaller than this, in anything that was
+            computed before it, could not have changed the token. Infinite where nothing else was kept.
+    """
+
+    id: str | int
+    sample: int
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: str
+    logprobs: tuple[float, ...]
+    sampled_logprobs: tuple[float, ...]
+    margins: tuple[float, ...]
+
+
+def requests(prompts: Iterable[Any], settings: Settings | None = None) -> list[Request]:
+    """The requests that `generate` makes of prompts: each with an id, no id twice.
+
+    Prompts that already are requests keep their settings, so `settings` beside nothing but requests is refused.
+    """
+    if isinstance(prompts, str | Request):
+        raise errors.BadInput(f"the prompts are one {type(prompts).__name__}; put it in a list")
+    made, seen = [], set()
+    prompts = list(prompts)
+    if settings is not None and prompts and all(isinstance(p, Request) for p in prompts):
+        raise errors.BadInput(
+            "settings stand beside requests, which carry their own; give one or the other"
+        )
+    for place, prompt in enumerate(prompts):
+        request = prompt if isinstance(prompt, Request) else Request(prompt, settings or Settings())
+        if request.id is None:
+            request = dataclasses.replace(request, id=place)
+        if str(request.id) in seen:
+            raise errors.BadInput(
+                f"request id {str(request.id)!r} occurs twice; give each request its own"
+            )
+        seen.add(str(request.id))
+        made.append(request)
+    return made
