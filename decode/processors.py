@@ -1,11 +1,11 @@
-"""Which tokens may be drawn, and with what weight? Pure functions from logits [B, V] to logits [B, V].
+"""What happens to logits before a token is drawn, and in which order? One chain of steps per preset.
 
-Each takes its setting as an array with a value per row, so rows may differ and no value recompiles.
-A token that is not kept gets -inf. The kept sets are those of Hugging Face's processors. Nothing is
-sorted: thresholds are found by bisection over the bits of a float, 50 times faster than a sort of
-50,000 logits on a CPU.
+A preset maps float32 logits [B, V] and a `Context` to float32 logits [B, V]; -inf is not kept. Every preset has every
+step: its own system's in that system's order and by its rules, the others where Hugging Face has them.
+`docs/decoding.md` has formulas, sources, and why each stands where it does.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,11 +14,243 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from decode import pairs
+from decode import bans, filters, gates, keys, occurrences, penalties, selection
+from decode.context import Context
 from decode.settings import Settings
 
-ROUNDING = np.float32(2**-16)  # see `top_p`
-ZERO = np.float32(0)
+Rows = Callable[[Context], jax.Array]
+
+
+class Step(NamedTuple):
+    """One processor: which rows [B] of a context ask for it, and what it makes of their logits."""
+
+    asked: Rows
+    change: Callable[[jax.Array, Context], jax.Array]
+
+
+def _differs(name: str, off: float) -> Rows:
+    return lambda c: c.knobs[name] != off
+
+
+def _filter(name: str, change: Callable[[jax.Array, jax.Array], jax.Array], off: float = 0) -> Step:
+    """A step whose change takes the logits and one knob."""
+    return Step(_differs(name, off), lambda x, c: change(x, c.knobs[name]))
+
+
+def _always(context: Context) -> jax.Array:
+    return jnp.ones(context.lengths_B.shape, bool)
+
+
+def _made(context: Context) -> jax.Array:
+    """How many tokens have been generated."""
+    return context.lengths_B - context.prompt_B
+
+
+def _said(context: Context, from_B: jax.Array) -> jax.Array:
+    """The text from a position, of which the last `penalty_last_n` count; -1 elsewhere."""
+    last_n_B = context.knobs["penalty_last_n"]
+    near_B = jnp.where(last_n_B < 0, 0, context.lengths_B - last_n_B)
+    return occurrences.within(context.tokens_BS, jnp.maximum(from_B, near_B), context.lengths_B)
+
+
+def _text(context: Context) -> jax.Array:
+    return _said(context, jnp.zeros_like(context.prompt_B))
+
+
+def _output(context: Context) -> jax.Array:
+    return _said(context, context.prompt_B)
+
+
+def _sequences(from_B: Rows) -> Step:
+    return Step(
+        lambda c: (c.rules.sequences_BNL >= 0).any(axis=(1, 2)),
+        lambda x, c: bans.sequences(
+            x,
+            c.rules.sequences_BNL,
+            c.rules.sequence_bias_BN,
+            c.tokens_BS,
+            c.lengths_B,
+            from_B(c),
+        ),
+    )
+
+
+def _presence(ids_BN: Rows) -> Step:
+    return Step(
+        lambda c: (c.knobs["presence_penalty"] != 0) | (c.knobs["frequency_penalty"] != 0),
+        lambda x, c: penalties.presence(
+            x, c.knobs["presence_penalty"], c.knobs["frequency_penalty"], ids_BN(c)
+        ),
+    )
+
+
+def _dry(logits_BV: jax.Array, context: Context) -> jax.Array:
+    numbers = ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n")
+    return penalties.dry(
+        logits_BV,
+        *(context.knobs[name] for name in numbers),
+        context.rules.breakers_BV,
+        context.tokens_BS,
+        context.lengths_B,
+    )
+
+
+def _forced(context: Context) -> jax.Array:
+    return bans.forced_now(
+        context.rules.forced_BN,
+        context.rules.forced_end_B,
+        context.lengths_B,
+        context.prompt_B,
+        context.limits_B,
+    )
+
+
+def _coin(context: Context) -> jax.Array:
+    """Whether XTC strikes this time: a uniform number of the row's own stream `xtc` is at most its probability."""
+    words_B2 = jax.random.key_data(keys.fold(context.keys_B, context.lengths_B, "xtc"))
+    return keys.uniform(words_B2) <= context.knobs["xtc_probability"]
+
+
+def _nucleus(rule: np.float32) -> Step:
+    return Step(
+        lambda c: (c.knobs["top_p"] < 1) | (c.knobs["top_p_rest"] < 0),
+        lambda x, c: filters.top_p(x, c.knobs["top_p"], c.knobs["top_p_rest"], rule),
+    )
+
+
+def _typical(rule: np.float32) -> Step:
+    return _filter("typical_p", lambda x, p_B: filters.typical(x, p_B, rule), 1)
+
+
+BIAS = Step(_always, lambda x, c: bans.biased(x, c.rules.bias_BV))
+SEQUENCES = _sequences(lambda c: jnp.zeros_like(c.prompt_B))
+OUTPUT_SEQUENCES = _sequences(lambda c: c.prompt_B)
+ENCODER_REPETITION = Step(
+    _differs("encoder_repetition_penalty", 1),
+    lambda x, c: penalties.repetition(
+        x,
+        1 / c.knobs["encoder_repetition_penalty"],
+        occurrences.within(c.read_BR, jnp.zeros_like(c.read_B), c.read_B),
+    ),
+)
+REPETITION = Step(
+    _differs("repetition_penalty", 1),
+    lambda x, c: penalties.repetition(x, c.knobs["repetition_penalty"], _text(c)),
+)
+OUTPUT_PRESENCE = _presence(_output)
+PRESENCE = _presence(_text)
+DRY = Step(_differs("dry_multiplier", 0), _dry)
+NGRAM = Step(
+    _differs("no_repeat_ngram_size", 0),
+    lambda x, c: penalties.no_repeated_ngram(
+        x, c.knobs["no_repeat_ngram_size"], c.tokens_BS, c.lengths_B, c.tokens_BS, c.lengths_B
+    ),
+)
+ENCODER_NGRAM = Step(
+    _differs("encoder_no_repeat_ngram_size", 0),
+    lambda x, c: penalties.no_repeated_ngram(
+        x, c.knobs["encoder_no_repeat_ngram_size"], c.read_BR, c.read_B, c.tokens_BS, c.lengths_B
+    ),
+)
+MINIMUM = Step(
+    lambda c: _made(c) < c.knobs["min_new_tokens"], lambda x, c: bans.without(x, c.ends_BE)
+)
+FORCED = Step(lambda c: _forced(c) >= 0, lambda x, c: bans.forced(x, _forced(c)))
+DECAY = Step(
+    lambda c: (c.knobs["decay_start"] >= 0) & (_made(c) > c.knobs["decay_start"]),
+    lambda x, c: penalties.exponential_decay(
+        x, c.knobs["decay_start"], c.knobs["decay_factor"], _made(c), c.ends_BE
+    ),
+)
+BEGIN = Step(
+    lambda c: (_made(c) == bans.free_from(c.rules.forced_BN)) & (c.rules.begin_BN >= 0).any(axis=1),
+    lambda x, c: bans.without(x, c.rules.begin_BN),
+)
+TEMPERATURE = Step(
+    lambda c: (c.knobs["temperature"] > 0) & (c.knobs["temperature"] != 1),
+    lambda x, c: filters.temperature(x, c.knobs["temperature"]),
+)
+DYNAMIC = Step(
+    lambda c: (c.knobs["temperature"] > 0) & (c.knobs["dynatemp_range"] > 0),
+    lambda x, c: filters.dynamic_temperature(
+        x, c.knobs["temperature"], c.knobs["dynatemp_range"], c.knobs["dynatemp_exponent"]
+    ),
+)
+SIGMA = _filter("top_n_sigma", filters.top_n_sigma)
+TOP_H = _filter("top_h", filters.top_h)
+TOP_K = _filter("top_k", filters.top_k)
+EXACTLY_TOP_K = _filter("top_k", filters.exactly_top_k)
+TOP_P = _nucleus(selection.REACHES)
+WITHIN_TOP_P = _nucleus(selection.WITHIN)
+MIN_P = _filter("min_p", filters.min_p)
+TYPICAL = _typical(selection.REACHES)
+EXCEEDING_TYPICAL = _typical(selection.EXCEEDS)
+EPSILON = _filter("epsilon_cutoff", filters.epsilon)
+ETA = _filter("eta_cutoff", filters.eta)
+XTC = Step(
+    lambda c: (c.knobs["xtc_probability"] > 0) & (c.knobs["xtc_threshold"] <= 0.5),
+    lambda x, c: filters.xtc(x, c.knobs["xtc_threshold"], _coin(c)),
+)
+MIROSTAT = Step(_differs("mirostat", 0), lambda x, c: filters.mirostat(x, c.surprise_B))
+
+CHAINS: dict[str, tuple[Step, ...]] = {
+    "hf": (
+        *(BIAS, SEQUENCES),
+        *(ENCODER_REPETITION, REPETITION, OUTPUT_PRESENCE, DRY),
+        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
+        *(TEMPERATURE, SIGMA, TOP_H, TOP_K, TOP_P, MIN_P, TYPICAL, EPSILON, ETA, XTC, MIROSTAT),
+    ),
+    "vllm": (
+        *(OUTPUT_SEQUENCES, BIAS),
+        *(REPETITION, OUTPUT_PRESENCE, ENCODER_REPETITION, DRY),
+        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
+        *(TEMPERATURE, SIGMA, TOP_H, MIN_P, TOP_K, TOP_P, TYPICAL, EPSILON, ETA, XTC, MIROSTAT),
+    ),
+    "llama.cpp": (
+        *(BIAS, SEQUENCES),
+        *(ENCODER_REPETITION, REPETITION, PRESENCE, DRY),
+        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
+        *(SIGMA, TOP_H, EXACTLY_TOP_K, EXCEEDING_TYPICAL, TOP_P, MIN_P, EPSILON, ETA, XTC),
+        *(TEMPERATURE, MIROSTAT),
+    ),
+    "strict": (
+        *(BIAS, SEQUENCES),
+        *(ENCODER_REPETITION, REPETITION, OUTPUT_PRESENCE, DRY),
+        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
+        *(TEMPERATURE, SIGMA, TOP_H, EXACTLY_TOP_K, WITHIN_TOP_P),
+        *(MIN_P, TYPICAL, EPSILON, ETA, XTC, MIROSTAT),
+    ),
+}
+
+
+def run(steps: tuple[Step, ...], logits_BV: jax.Array, context: Context) -> jax.Array:
+    """The steps one after the other, each on the rows that ask for it; free where no row asks for any."""
+    asked = [step.asked(context) for step in steps]
+
+    def changed(logits_BV: jax.Array) -> jax.Array:
+        for step, asked_B in zip(steps, asked, strict=True):
+            change = functools.partial(step.change, logits_BV, context)
+            logits_BV = gates.when(asked_B, logits_BV, change)
+        return logits_BV
+
+    anything = functools.reduce(jnp.logical_or, asked).any()
+    return jax.lax.cond(anything, changed, lambda x: x, logits_BV)
+
+
+PRESETS: dict[str, Callable[[jax.Array, Context], jax.Array]] = {
+    name: functools.partial(run, steps) for name, steps in CHAINS.items()
+}
+
+
+def surprise(context: Context, sampled_logprob_B: jax.Array) -> jax.Array:
+    """The surprise [B] that mirostat allows the next token, after one of that log-probability was drawn.
+
+    It begins at 2 tau; then mu - eta (-log2 p - tau), p being the token's probability in the distribution drawn from.
+    """
+    observed_B = -sampled_logprob_B / filters.BIT
+    error_B = observed_B - context.knobs["mirostat_tau"]
+    moved_B = context.surprise_B - context.knobs["mirostat_eta"] * error_B
+    return jnp.where(context.knobs["mirostat"] == 2, moved_B, context.surprise_B)
 
 
 class Knobs(struct.PyTreeNode):
@@ -50,151 +282,9 @@ def knobs(settings: Sequence[Settings]) -> Knobs:
 
 
 def hf(logits_BV: jax.Array, knobs: Knobs) -> jax.Array:
-    """The preset `hf`: temperature, then top-k, then top-p of what top-k has left."""
-    logits_BV = temperature(logits_BV, knobs.temperature_B)
-    logits_BV = top_k(logits_BV, knobs.top_k_B)
-    return top_p(logits_BV, knobs.top_p_B, knobs.top_p_rest_B)
-
-
-def temperature(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
-    """Divides the logits: below 1 sharpens, above 1 flattens, 1 and 0 (greedy) change nothing.
-
-    The barrier keeps XLA from multiplying by the reciprocal, whose rounding differs for two logits in three.
-    """
-    divisor_B1 = jnp.where(temperature_B > 0, temperature_B, np.float32(1))[:, None]
-    divisor_BV = jnp.broadcast_to(divisor_B1, logits_BV.shape)
-    return logits_BV / jax.lax.optimization_barrier(divisor_BV)
-
-
-def top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
-    """Keeps the k largest logits and all that equal the k-th; k = 0, or beyond V, keeps all.
-
-    Example: `[3, 1, 2, 2, 0]` with k = 2 keeps `[3, -, 2, 2, -]`.
-    """
-
-    def filtered() -> jax.Array:
-        order_BV = _order(logits_BV)
-        wanted_B1 = top_k_B[:, None].astype(jnp.float32)
-
-        def reaches(code_B1: jax.Array) -> jax.Array:
-            return _sum(order_BV >= code_B1, jnp.ones_like(logits_BV)) >= wanted_B1
-
-        kth_B1 = _largest_code(reaches, len(logits_BV))
-        return jnp.where((order_BV >= kth_B1) | (wanted_B1 == 0), logits_BV, -jnp.inf)
-
-    active_B = (top_k_B > 0) & (top_k_B < logits_BV.shape[1])
-    return jax.lax.cond(active_B.any(), filtered, lambda: logits_BV)
-
-
-def top_p(
-    logits_BV: jax.Array, top_p_B: jax.Array, top_p_rest_B: jax.Array | None = None
-) -> jax.Array:
-    """Keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 2020).
-
-    At least the likeliest is kept, and of equal ones the lowest ids. p = 1 keeps all; a row whose
-    largest logit is infinite stays as it is.
-
-    Sums are exact to 48 bits, so the cut is where real numbers put it, with one allowance: a set
-    reaches p when it lacks less than 2^-16 of the next token's own mass. So 0.2 + 0.1 reaches 0.3
-    whatever the last bits of three logarithms are, while 1 cut in 65,536 lies elsewhere than without.
-
-    Example: probabilities `[.1, .4, .2, .2, .1]` with p = 0.5 keep `[-, .4, .2, -, -]`.
-    """
-    if top_p_rest_B is None:
-        top_p_rest_B = jnp.zeros_like(top_p_B)
-    active_B1 = (top_p_B[:, None] < 1) | (top_p_rest_B[:, None] < 0)
-
-    def filtered() -> jax.Array:
-        best_B1 = logits_BV.max(axis=1, keepdims=True)
-        p = jnp.where(active_B1, top_p_B[:, None], np.float32(1)), top_p_rest_B[:, None]
-        kept_BV = _nucleus(_order(logits_BV), jnp.exp(logits_BV - best_B1), p)
-        return jnp.where(kept_BV | ~active_B1 | ~jnp.isfinite(best_B1), logits_BV, -jnp.inf)
-
-    return jax.lax.cond(active_B1.any(), filtered, lambda: logits_BV)
-
-
-class _Walk(NamedTuple):
-    """The search for the least likely code that a nucleus needs."""
-
-    at_B1: jax.Array  # the code to look at
-    needed_B1: jax.Array  # the lowest that is known to be needed
-    lack_B1: jax.Array  # what the mass above `needed` lacks of the goal
-    spare_B1: jax.Array  # the highest that is known not to be needed; 0 before one is found
-    moving: jax.Array
-
-
-def _nucleus(order_BV: jax.Array, mass_BV: jax.Array, p: pairs.Pair) -> jax.Array:
-    """True at the smallest set whose mass reaches the fraction p of the whole.
-
-    Bisection on what may be left out lands on the last needed value or next to it: what is left out
-    is at most V times the last needed mass, so the rounding of its sum is less than that mass. A walk
-    with exact sums ends there.
-    """
-    whole = pairs.total(mass_BV)
-    goal = pairs.times(whole, p)
-    spare_B1 = pairs.minus(whole, goal)[0]
-    top_B1 = order_BV.max(axis=1, keepdims=True)
-    guess_B1 = _largest_code(
-        lambda code_B1: _sum(order_BV < code_B1, mass_BV) <= spare_B1, len(order_BV)
-    )
-    guess_B1 = jnp.where(order_BV <= guess_B1, order_BV, np.uint32(0)).max(axis=1, keepdims=True)
-
-    def step(walk: _Walk) -> _Walk:
-        at_B1 = walk.at_B1
-        above = pairs.total(jnp.where(order_BV > at_B1, mass_BV, ZERO))
-        lack_B1 = pairs.minus(goal, above)[0]
-        needed_B1 = (lack_B1 > ROUNDING * _mass_at(at_B1, order_BV, mass_BV)) | (at_B1 == top_B1)
-        lower_B1 = jnp.where(order_BV < at_B1, order_BV, np.uint32(0)).max(axis=1, keepdims=True)
-        higher_B1 = jnp.where(order_BV > at_B1, order_BV, top_B1).min(axis=1, keepdims=True)
-        next_B1 = jnp.where(needed_B1, lower_B1, higher_B1)
-        found = _Walk(
-            at_B1=next_B1,
-            needed_B1=jnp.where(needed_B1, at_B1, walk.needed_B1),
-            lack_B1=jnp.where(needed_B1, lack_B1, walk.lack_B1),
-            spare_B1=jnp.where(needed_B1, walk.spare_B1, at_B1),
-            moving=walk.moving,
-        )
-        settled_B1 = (next_B1 == 0) | (next_B1 == found.spare_B1) | (next_B1 == found.needed_B1)
-        return found._replace(
-            at_B1=jnp.where(settled_B1, found.needed_B1, next_B1), moving=~settled_B1.all()
-        )
-
-    start = _Walk(
-        jnp.where(jnp.isfinite(goal[0]) & (guess_B1 > 0), guess_B1, top_B1),
-        top_B1,
-        goal[0],
-        jnp.zeros_like(top_B1),
-        jnp.array(True),
-    )
-    end = jax.lax.while_loop(lambda walk: walk.moving, step, start)
-    ties_B1 = jnp.ceil(end.lack_B1 / _mass_at(end.needed_B1, order_BV, mass_BV) - ROUNDING)
-    tied_BV = order_BV == end.needed_B1
-    rank_BV = jnp.cumsum(tied_BV, axis=1, dtype=jnp.int32)
-    return (order_BV > end.needed_B1) | (
-        tied_BV & (rank_BV <= jnp.maximum(ties_B1.astype(jnp.int32), 1))
-    )
-
-
-def _mass_at(code_B1: jax.Array, order_BV: jax.Array, mass_BV: jax.Array) -> jax.Array:
-    return jnp.where(order_BV == code_B1, mass_BV, ZERO).max(axis=1, keepdims=True)
-
-
-def _sum(where_BV: jax.Array, x_BV: jax.Array) -> jax.Array:
-    return jnp.where(where_BV, x_BV, ZERO).sum(axis=1, keepdims=True)
-
-
-def _order(x_BV: jax.Array) -> jax.Array:
-    """Codes, uint32, that compare as the floats do."""
-    bits_BV = jax.lax.bitcast_convert_type(jnp.where(x_BV == 0, ZERO, x_BV), jnp.uint32)
-    negative_BV = bits_BV >> 31 == 1
-    return bits_BV ^ jnp.where(negative_BV, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-
-
-def _largest_code(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
-    """The largest code [B, 1] for which `holds`, given that it holds for all smaller ones; 0 if for none."""
-
-    def bit(i: jax.Array, code_B1: jax.Array) -> jax.Array:
-        tried_B1 = code_B1 | (np.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(holds(tried_B1), tried_B1, code_B1)
-
-    return jax.lax.fori_loop(0, 32, bit, jnp.zeros((rows, 1), jnp.uint32))
+    """The preset `hf` of temperature, top-k and top-p alone."""
+    logits_BV = filters.temperature(logits_BV, knobs.temperature_B)
+    k_B, p_B, rest_B = knobs.top_k_B, knobs.top_p_B, knobs.top_p_rest_B
+    logits_BV = gates.when(k_B > 0, logits_BV, lambda x=logits_BV: filters.top_k(x, k_B))
+    active_B = (p_B < 1) | (rest_B < 0)
+    return gates.when(active_B, logits_BV, lambda: filters.top_p(logits_BV, p_B, rest_B))
