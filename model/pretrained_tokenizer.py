@@ -136,6 +136,10 @@ class Pretrained:
         """A printable label for figures; `<unused 32105>` where no token has the id."""
         return self._segmenter.piece(id) if self._known(id) else f"<unused {id}>"
 
+    def raw(self, id: int, *, first: bool = False) -> bytes:
+        """The bytes that an id adds to a text, or begins one with; none where no token has the id."""
+        return self._segmenter.raw(id, first) if self._known(id) else b""
+
     def chat(
         self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> str:

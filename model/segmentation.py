@@ -55,6 +55,8 @@ class Segmenter(Protocol):
 
     def piece(self, id: int) -> str: ...
 
+    def raw(self, id: int, first: bool) -> bytes: ...
+
     def content(self, id: int) -> str | None: ...
 
     def id_of(self, content: str) -> int | None: ...
@@ -166,6 +168,24 @@ class Fast:
         if self._is_byte_level and id not in self._added:
             return label(self._bytes_of.get(id, b"")) or content
         return label(content.encode())
+
+    def raw(self, id: int, first: bool) -> bytes:
+        """What the decoder makes of an id alone, or behind a letter."""
+        content = self.content(id)
+        if content is None or id in self.special:
+            return b""
+        if self._is_byte_level:
+            return self._bytes_of.get(id, b"")
+        if self.has_byte_pieces and _BYTE.fullmatch(content):
+            return _piece_bytes(content)[0]
+        before = [] if first else self._letter
+        return self.decode([*before, id])[len(self.decode(before)) :].encode()
+
+    @functools.cached_property
+    def _letter(self) -> list[int]:
+        """An id whose text is letters whatever stands beside it."""
+        plain = (id for id in self._pieces if id not in self.special and id not in self._added)
+        return [next(id for id in plain if self.decode([id]).isalpha())]
 
     def content(self, id: int) -> str | None:
         """The entry of the vocabulary, as it is written there."""
@@ -318,6 +338,12 @@ class Pieces:
         if content is None:
             return f"<unused {id}>"
         return label(content.encode())
+
+    def raw(self, id: int, first: bool) -> bytes:
+        """The bytes of a piece; without its space where it begins a text and SentencePiece drops that."""
+        raw, is_byte = self.text_of.get(id, (b"", True))
+        dropped = first and self.strips[0] and not is_byte and raw.startswith(b" ")
+        return raw[1:] if dropped else raw
 
     def content(self, id: int) -> str | None:
         """The entry of the vocabulary, as it is written there."""

@@ -72,6 +72,9 @@ class Tokenizer(Protocol):
     def piece(self, id: int) -> str:
         """A printable label for figures."""
 
+    def raw(self, id: int, *, first: bool = False) -> bytes:
+        """The bytes that an id adds to a text, or begins one with; none where it adds nothing."""
+
     def reader(self) -> segmentation.Reader:
         """Decodes ids one at a time; the texts joined are `decode` of all, and no character comes in halves."""
 

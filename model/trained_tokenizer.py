@@ -153,6 +153,10 @@ class Trained:
             return self._processor.id_to_piece(id)
         return segmentation.label(raw)
 
+    def raw(self, id: int, *, first: bool = False) -> bytes:
+        """The bytes that an id adds to a text; the same ones where it begins it."""
+        return self._join([id])
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.model` into `directory`: the whole file, or nothing."""
         write_files(directory, self.files)

@@ -7,6 +7,7 @@ import shutil
 import hypothesis
 import pytest
 import sentencepiece
+import tiny
 import tokenizer_homes
 import tokenizers
 from hypothesis import strategies
@@ -92,6 +93,20 @@ def test_a_stream_shows_no_character_in_halves(loaded, name, text):
         shown += stream.push(id)
         assert whole.startswith(shown)
     assert shown + stream.flush() == whole
+
+
+@pytest.mark.parametrize("name", [*tokenizer_homes.KINDS, "ours"])
+@unhurried
+@hypothesis.given(text=unicode_text | likely_text)
+def test_the_bytes_of_ids_joined_are_the_text_and_the_first_drops_what_decoding_drops(
+    loaded, name, text
+):
+    words = {**loaded, "ours": tiny.words()}[name]
+    ids = words.encode(text)
+    while ids and not words.raw(ids[0], first=True):
+        ids = ids[1:]
+    raw = b"".join(words.raw(id, first=place == 0) for place, id in enumerate(ids))
+    assert raw.decode("utf-8", "replace") == words.decode(ids)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart", "llama", "llama_json"])

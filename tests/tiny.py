@@ -135,6 +135,9 @@ class Letters:
     def reader(self):
         return segmentation.Bytes(lambda i: self._join([i]))
 
+    def raw(self, id: int, *, first: bool = False) -> bytes:
+        return self._join([id])
+
     def _join(self, ids) -> bytes:
         return bytes(ord("a") + i for i in ids)
 
