@@ -1,6 +1,6 @@
 """What may a processor look at besides logits? A row's settings as arrays, its rules, and its tokens so far."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -90,9 +90,7 @@ def knobs(settings: Sequence[Settings]) -> dict[str, Any]:
     """
     arrays: dict[str, Any] = {}
     for name, kind in names.numeric().items():
-        values = [
-            FILTERS[name] if name in FILTERS and not s.drawn else getattr(s, name) for s in settings
-        ]
+        values = [FILTERS[name] if name in _off(s) else getattr(s, name) for s in settings]
         arrays[name] = np.array(values, np.float64 if kind is float else np.int32)
     exact_B = arrays["top_p"]
     arrays = {
@@ -109,6 +107,13 @@ def knobs(settings: Sequence[Settings]) -> dict[str, Any]:
         "early_stopping": np.array([EARLY[s.early_stopping] for s in settings], np.int32),
         "likelihood": np.array([s.likelihood for s in settings], np.int32),
     }
+
+
+def _off(settings: Settings) -> Collection[str]:
+    """The filters that a row leaves off: those that mirostat replaces, and all where nothing is drawn."""
+    if not settings.drawn:
+        return FILTERS
+    return FILTERS.keys() - {"temperature", "mirostat"} if settings.mirostat else ()
 
 
 def no_rules(rows: int, vocabulary: int, counts: tuple[int, int, int, int] = (1, 1, 1, 1)) -> Rules:
