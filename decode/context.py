@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from decode import keys
 from decode import settings as names
 from decode.settings import Settings
 
@@ -127,4 +128,23 @@ def no_rules(rows: int, vocabulary: int, counts: tuple[int, int, int, int] = (1,
         sequences_BNL=jnp.full((rows, sequences, length), -1, jnp.int32),
         sequence_bias_BN=jnp.zeros((rows, sequences), jnp.float32),
         breakers_BV=jnp.zeros((rows, vocabulary), bool),
+    )
+
+
+def bare(settings: Sequence[Settings], vocabulary: int) -> Context:
+    """The context of rows that have no tokens and no noise: to see what settings make of logits [B, V] alone."""
+    rows = len(settings)
+    nothing_B = jnp.zeros(rows, jnp.int32)
+    return Context(
+        knobs={name: jnp.asarray(x_B) for name, x_B in knobs(settings).items()},
+        rules=no_rules(rows, vocabulary),
+        tokens_BS=jnp.zeros((rows, 1), jnp.int32),
+        lengths_B=nothing_B,
+        prompt_B=nothing_B,
+        read_BR=jnp.zeros((rows, 1), jnp.int32),
+        read_B=nothing_B,
+        limits_B=nothing_B + 2**30,
+        ends_BE=jnp.full((rows, 1), -1, jnp.int32),
+        keys_B=jax.random.wrap_key_data(jnp.zeros((rows, 2), jnp.uint32), impl=keys.IMPLEMENTATION),
+        surprise_B=jnp.array([2 * s.mirostat_tau for s in settings], jnp.float32),
     )

@@ -1,71 +1,25 @@
 """How does a batch of prompts grow, token by token? A state, a condition and a step; one compiled program.
 
 Streaming and batch decoding run the same executable with another `limit`, so they give the same
-bits. Everything that may change between calls is an array, so only shapes compile: the number of
-rows and of slots. Rows come and go on their own (`insert`), and none ever looks at another.
+bits. Everything that may change between calls is an array, so only shapes and the strategy compile.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
-from decode import keys, processors, sampling
+from decode import drafting, guides, processors, sampling
+from decode import state as states
+from decode.context import Context
+from decode.state import State
+from decode.strategy import Models, Strategy
 from model import cache
 
-
-class State(struct.PyTreeNode):
-    """A batch in the middle of decoding. The first axis of every leaf is the row; S is slots, one per position.
-
-    What stands at or beyond a row's length is leftovers.
-
-    Attributes:
-        tokens_BS: int32, prompt and continuation; the token at position p stands in slot p.
-        lengths_B: int32, tokens held so far.
-        limits_B: int32, the length at which a row is done.
-        ends_BE: int32, the tokens that end a row; -1 where none does.
-        done_B: bool.
-        keys_B: each row's key, to be folded with the position.
-        knobs: the settings.
-        cache: what the net keeps of all tokens but the last.
-        logprobs_BS, sampled_logprobs_BS, margins_BS: float32, of the continuation's tokens, in their slots.
-    """
-
-    tokens_BS: jax.Array
-    lengths_B: jax.Array
-    limits_B: jax.Array
-    ends_BE: jax.Array
-    done_B: jax.Array
-    keys_B: jax.Array
-    knobs: processors.Knobs
-    cache: Any
-    logprobs_BS: jax.Array
-    sampled_logprobs_BS: jax.Array
-    margins_BS: jax.Array
-
-
-@functools.partial(jax.jit, static_argnames=("net", "rows", "slots", "source", "ends"))
-def empty(net: nn.Module, rows: int, slots: int, source: int = 0, ends: int = 1) -> State:
-    """A batch whose rows are all done: places to insert into, with `source` slots for what an encoder reads
-    and `ends` tokens that may end each."""
-    zeros_BS = jnp.zeros((rows, slots), jnp.float32)
-    zeros_B = jnp.zeros(rows, jnp.int32)
-    return State(
-        tokens_BS=jnp.zeros((rows, slots), jnp.int32),
-        lengths_B=zeros_B + 1,
-        limits_B=zeros_B,
-        ends_BE=jnp.full((rows, ends), -1, jnp.int32),
-        done_B=jnp.ones(rows, bool),
-        keys_B=jax.random.wrap_key_data(jnp.zeros((rows, 2), jnp.uint32), impl=keys.IMPLEMENTATION),
-        knobs=processors.Knobs(zeros_BS[:, 0], zeros_B, zeros_BS[:, 0] + 1, zeros_BS[:, 0]),
-        cache=cache.init(net.config, rows, slots, net.runtime.dtype, source),
-        logprobs_BS=zeros_BS,
-        sampled_logprobs_BS=zeros_BS,
-        margins_BS=zeros_BS,
-    )
+Step = Callable[[Strategy, Models, Models, State], State]
 
 
 @functools.partial(jax.jit, static_argnames=("net",))
@@ -81,59 +35,127 @@ def prefill(net: nn.Module, params: Any, tokens_BT: jax.Array, count: jax.Array)
     return net.apply({"params": params}, tokens_BT, mask_BT, blank, method="read")
 
 
-@functools.partial(jax.jit, donate_argnames=("state",))
-def insert(state: State, row: jax.Array, one: State) -> State:
-    """Puts a state of one row in the place of row `row`; leaves with fewer slots fill the first ones."""
-
-    def put(many: jax.Array, one: jax.Array) -> jax.Array:
-        start = (row, *(jnp.zeros_like(row) for _ in many.shape[1:]))
-        return jax.lax.dynamic_update_slice(many, one, start)
-
-    return jax.tree.map(put, state, one)
+@functools.partial(jax.jit, static_argnames=("net",))
+def score(net: nn.Module, params: Any, tokens_BT: jax.Array, count: jax.Array) -> jax.Array:
+    """The log-probability of each of a prompt's tokens behind those before it, float32 [B, T - 1]."""
+    mask_BT = jnp.arange(tokens_BT.shape[1])[None] < count
+    logits_BTV, _ = net.apply({"params": params}, tokens_BT, mask=mask_BT)
+    logprobs_BTV = jax.nn.log_softmax(logits_BTV[:, :-1].astype(jnp.float32))
+    return jnp.take_along_axis(logprobs_BTV, tokens_BT[:, 1:, None], axis=2)[..., 0]
 
 
-def step(net: nn.Module, params: Any, state: State) -> State:
-    """Every row that is not done gets one token."""
-    rows = jnp.arange(len(state.done_B))
-    going_B = ~state.done_B
-    newest_B = state.tokens_BS[rows, state.lengths_B - 1]
-    logits_B1V, memory = net.apply(
-        {"params": params}, newest_B[:, None], going_B[:, None], state.cache, method="extend"
+def draw(strategy: Strategy, nets: Models, params: Models, state: State) -> State:
+    """Every row that is going gets one token, or as many of its drafts as turn out right and one more."""
+    context, going_B = state.context, states.going(strategy, state)
+    rows = jnp.arange(len(going_B))
+    newest_B1 = context.tokens_BS[rows, context.lengths_B - 1][:, None]
+    drafts_BK, caches = drafting.propose(strategy, nets, params, context, state.caches, going_B)
+    fed_BT = jnp.concatenate([newest_B1, drafts_BK], axis=1)
+    mask_BT = jnp.broadcast_to(going_B[:, None], fed_BT.shape)
+    logits_BTV, caches = guides.extend(
+        strategy, nets, params, state.replace(caches=caches), fed_BT, mask_BT
     )
-    drawn = sampling.draw(
-        logits_B1V[:, 0].astype(jnp.float32),
-        state.knobs,
-        keys.fold(state.keys_B, state.lengths_B, "sample"),
+    token_BT, record_BT = _drawn(strategy, logits_BTV, drafts_BK, context)
+    right_BK = jnp.cumprod(token_BT[:, :-1] == drafts_BK, axis=1, dtype=jnp.int32)
+    at_end_BT = (token_BT[:, :, None] == context.ends_BE[:, None]).any(axis=2)
+    before_end_BT = jnp.cumsum(at_end_BT, axis=1, dtype=jnp.int32) - at_end_BT.astype(jnp.int32)
+    count_B = jnp.minimum(
+        1 + right_BK.sum(axis=1, dtype=jnp.int32),
+        (before_end_BT == 0).sum(axis=1, dtype=jnp.int32),
     )
+    count_B = jnp.minimum(count_B, context.limits_B - context.lengths_B)
+    count_B = jnp.where(going_B, count_B, 0)
+    lengths_B = context.lengths_B + count_B
+    kept_BT = jnp.arange(fed_BT.shape[1], dtype=jnp.int32)[None] < count_B[:, None]
+    ended_B = (at_end_BT & kept_BT).any(axis=1) | (lengths_B >= context.limits_B)
 
-    def record(kept_BS: jax.Array, new_B: jax.Array) -> jax.Array:
-        return kept_BS.at[rows, state.lengths_B].set(new_B, mode="drop")
+    def record(held_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
+        place_BT = context.lengths_B[:, None] + jnp.arange(new_BT.shape[1], dtype=jnp.int32)[None]
+        place_BT = jnp.where(kept_BT, place_BT, held_BS.shape[1])
+        return held_BS.at[rows[:, None], place_BT].set(new_BT, mode="drop")
 
-    lengths_B = state.lengths_B + going_B.astype(jnp.int32)
-    at_end_B = (drawn.token_B[:, None] == state.ends_BE).any(axis=1)
-    ended_B = at_end_B | (lengths_B >= state.limits_B)
+    surprise_B = processors.surprise(context, record_BT["sampled_logprobs"][:, 0])
     return state.replace(
-        tokens_BS=record(state.tokens_BS, drawn.token_B),
-        lengths_B=lengths_B,
+        context=context.replace(
+            tokens_BS=record(context.tokens_BS, token_BT),
+            lengths_B=lengths_B,
+            surprise_B=jnp.where(going_B, surprise_B, context.surprise_B),
+        ),
         done_B=state.done_B | ended_B,
-        cache=memory,
-        logprobs_BS=record(state.logprobs_BS, drawn.logprob_B),
-        sampled_logprobs_BS=record(state.sampled_logprobs_BS, drawn.sampled_logprob_B),
-        margins_BS=record(state.margins_BS, drawn.margin_B),
+        caches=_back(state.caches, caches, count_B),
+        records={name: record(held_BS, record_BT[name]) for name, held_BS in state.records.items()},
     )
 
 
-@functools.partial(jax.jit, static_argnames=("net",), donate_argnames=("state",))
-def run(net: nn.Module, params: Any, state: State, limit: jax.Array, least: jax.Array) -> State:
+def _drawn(
+    strategy: Strategy, logits_BTV: jax.Array, drafts_BK: jax.Array, context: Context
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The token behind each of T tokens, drawn as if those before it were settled: [B, T], and its record."""
+    if not strategy.drafts:
+        token_B, record = sampling.draw(logits_BTV[:, 0], context, strategy.preset)
+        return token_B[:, None], {name: x_B[:, None] for name, x_B in record.items()}
+
+    def step(context: Context, given: tuple) -> tuple[Context, tuple]:
+        logits_BV, draft_B = given
+        drawn = sampling.draw(logits_BV, context, strategy.preset)
+        return drafting.append(context, draft_B), drawn
+
+    last_B1 = jnp.zeros_like(drafts_BK[:, :1])
+    drafts_TB = jnp.concatenate([drafts_BK, last_B1], axis=1).T
+    _, drawn = jax.lax.scan(step, context, (jnp.moveaxis(logits_BTV, 1, 0), drafts_TB))
+    return jax.tree.map(lambda x_TB: x_TB.T, drawn)
+
+
+def _back(before: Models, after: Models, count_B: jax.Array) -> Models:
+    """The caches with `count_B` tokens more than before, whatever was fed."""
+    return Models(
+        *(
+            new and cache.roll_back(new, old.lengths_B + count_B)
+            for old, new in zip(before, after, strict=True)
+        )
+    )
+
+
+STEPS: dict[str, Step] = {"draw": draw}
+# What a search keeps beside tokens: made of the strategy, the net, and how many rows and slots there are.
+SEARCHES: dict[str, Callable[[Strategy, nn.Module, int, int], Any]] = {"draw": lambda *_: None}
+
+
+@functools.partial(
+    jax.jit, static_argnames=("strategy", "nets", "rows", "slots", "source", "ends", "counts")
+)
+def empty(
+    strategy: Strategy,
+    nets: Models,
+    rows: int,
+    slots: int,
+    source: int = 0,
+    ends: int = 1,
+    counts: tuple[int, int, int, int] = (1, 1, 1, 1),
+) -> State:
+    """A batch whose rows are all done, as `state.empty` describes it."""
+    blank = states.empty(strategy, nets, rows, slots, source, ends, counts)
+    search = SEARCHES[strategy.kind](strategy, nets.main, rows, slots + strategy.drafts)
+    return blank.replace(search=search)
+
+
+@functools.partial(jax.jit, static_argnames=("strategy", "nets"), donate_argnames=("state",))
+def run(
+    strategy: Strategy,
+    nets: Models,
+    params: Models,
+    state: State,
+    limit: jax.Array,
+    least: jax.Array,
+) -> State:
     """Steps until `limit` steps are taken, or fewer than `least` rows are still going."""
 
     def cond(carry: tuple[jax.Array, State]) -> jax.Array:
         taken, state = carry
-        going = (~state.done_B).sum(dtype=jnp.int32)
-        return (taken < limit) & (going >= least)
+        return (taken < limit) & (states.going(strategy, state).sum(dtype=jnp.int32) >= least)
 
     def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         taken, state = carry
-        return taken + 1, step(net, params, state)
+        return taken + 1, STEPS[strategy.kind](strategy, nets, params, state)
 
     return jax.lax.while_loop(cond, body, (jnp.int32(0), state))[1]

@@ -19,16 +19,16 @@ from typing import Any
 import jax
 
 import model
-from decode import batch, difference, keys
+from decode import batch, difference, jobs, keys
 from decode.difference import Report
 from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import LM, checkpoint, errors
 
-FORMAT = 1
-PRESET = "hf"
+FORMAT = 2
 COMPLETIONS, MANIFEST = "completions.jsonl", "manifest.json"
 PACKAGES = ("ganymede", "jax", "jaxlib", "flax", "numpy")
+OPTIONAL = tuple(f.name for f in dataclasses.fields(Completion) if f.default is None)
 FLAGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_cpu_enable_fast_math")
 
 
@@ -40,12 +40,15 @@ def write(
     *,
     seed: int,
     batch_size: int = batch.BATCH_SIZE,
+    draft: LM | None = None,
+    amateur: LM | None = None,
     prompts: str | os.PathLike | None = None,
 ) -> None:
     """Writes `completions.jsonl` and `manifest.json`: each complete or as it was, whenever we are killed.
 
     Args:
-        requests: as `decode.requests` gives them; `seed` and `batch_size` are those of `decode.generate`.
+        requests: as `decode.requests` gives them; `seed`, `batch_size`, `draft` and `amateur` are those of
+            `decode.generate`.
         prompts: the file that the requests were read from, if there is one.
     """
     directory = pathlib.Path(directory)
@@ -59,7 +62,7 @@ def write(
     lines = "".join(_line(asked[done.id], done) for done in completions)
     values = {
         "format": FORMAT,
-        "preset": PRESET,
+        "presets": sorted({request.settings.preset for request in requests}),
         "key_schedule": keys.VERSION,
         "seed": seed,
         "batch_size": batch_size,
@@ -72,13 +75,9 @@ def write(
             "sha256": _sha256(lines),
         },
         "prompts": _prompts(prompts, directory),
-        "model": {
-            "directory": _relative(lm.directory, directory),
-            "weights": lm.digest,
-            "tokenizer": lm.tokenizer.digest,
-            "config": dataclasses.asdict(lm.config),
-            "runtime": dataclasses.asdict(lm.net.runtime),
-        },
+        "model": _model(lm, directory),
+        "draft": draft and _model(draft, directory),
+        "amateur": amateur and _model(amateur, directory),
         "environment": environment(),
     }
     checkpoint.write_file(directory / COMPLETIONS, lines)
@@ -104,10 +103,18 @@ def replay(directory: str | os.PathLike, lm: LM | None = None) -> Report:
     values = _read_manifest(directory / MANIFEST)
     requests, expected = _read_completions(directory / COMPLETIONS, values)
     _check_prompts(values["prompts"], directory)
-    if lm is None:
-        lm = model.load(_model_directory(values["model"], directory))
-    _check_model(lm, values["model"])
-    got = batch.generate(lm, requests, seed=values["seed"], batch_size=values["batch_size"])
+    lm = _loaded(values["model"], directory, lm)
+    draft, amateur = (
+        values[name] and _loaded(values[name], directory) for name in ("draft", "amateur")
+    )
+    got = batch.generate(
+        lm,
+        requests,
+        seed=values["seed"],
+        batch_size=values["batch_size"],
+        draft=draft,
+        amateur=amateur,
+    )
     here = {**environment(), "buckets": _buckets(), "runtime": dataclasses.asdict(lm.net.runtime)}
     there = {
         **values["environment"],
@@ -152,9 +159,8 @@ def _processor() -> str:
 
 def _buckets() -> dict[str, int]:
     return {
-        "prompt": batch.SMALLEST_PROMPT,
-        "slots": batch.SMALLEST_SLOTS,
-        "rows": batch.LEAST_ROWS,
+        "prompt": jobs.SMALLEST_PROMPT,
+        "slots": jobs.SMALLEST_SLOTS,
     }
 
 
@@ -180,6 +186,7 @@ def _line(request: Request, done: Completion) -> str:
         "sampled_logprobs": done.sampled_logprobs,
         "margins": [None if math.isinf(margin) else margin for margin in done.margins],
     }
+    values |= {name: value for name in OPTIONAL if (value := getattr(done, name)) is not None}
     line = json.dumps(values, ensure_ascii=False, allow_nan=False)
     for separator in "\x85\u2028\u2029":  # some readers end lines at these
         line = line.replace(separator, f"\\u{ord(separator):04x}")
@@ -214,9 +221,9 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     """The manifest, if this version can repeat what it describes."""
     try:
         values = json.loads(_read(path))
-        versions = values["format"], values["preset"], values["key_schedule"]
+        versions = values["format"], values["key_schedule"]
         writer = values["environment"]["ganymede"]
-        for name in ("seed", "batch_size", "prompts", "buckets"):
+        for name in ("seed", "batch_size", "prompts", "buckets", "draft", "amateur"):
             values[name]
         for name in ("directory", "weights", "tokenizer", "runtime"):
             values["model"][name]
@@ -227,10 +234,10 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
         raise errors.BadInput(
             f"{path} is not a manifest ({type(error).__name__}: {error}); restore the one that decode wrote"
         ) from error
-    if versions != (FORMAT, PRESET, keys.VERSION):
+    if versions != (FORMAT, keys.VERSION):
         raise errors.BadInput(
-            f"{path} has format, preset and key schedule {versions}, and this version repeats "
-            f"{(FORMAT, PRESET, keys.VERSION)}; replay it with the version that wrote it, ganymede {writer}"
+            f"{path} has format and key schedule {versions}, and this version repeats "
+            f"{(FORMAT, keys.VERSION)}; replay it with the version that wrote it, ganymede {writer}"
         )
     return values
 
@@ -269,12 +276,6 @@ def _check_prompts(prompts: dict[str, str] | None, directory: pathlib.Path) -> N
         _same(file, _sha256(_read(file)), prompts["sha256"])
 
 
-def _check_model(lm: LM, values: dict[str, Any]) -> None:
-    where = "the given model" if lm.directory is None else lm.directory
-    _same(f"the weights of {where}", lm.digest, values["weights"])
-    _same(f"the tokenizer of {where}", lm.tokenizer.digest, values["tokenizer"])
-
-
 def _same(what: Any, here: str, there: str) -> None:
     if here != there:
         raise errors.BadInput(
@@ -283,12 +284,28 @@ def _same(what: Any, here: str, there: str) -> None:
         )
 
 
-def _model_directory(values: dict[str, Any], directory: pathlib.Path) -> pathlib.Path:
-    if values["directory"] is None:
+def _model(lm: LM, directory: pathlib.Path) -> dict[str, Any]:
+    """Where a model was, and what it was."""
+    return {
+        "directory": _relative(lm.directory, directory),
+        "weights": lm.digest,
+        "tokenizer": lm.tokenizer.digest,
+        "config": dataclasses.asdict(lm.config),
+        "runtime": dataclasses.asdict(lm.net.runtime),
+    }
+
+
+def _loaded(values: dict[str, Any], directory: pathlib.Path, lm: LM | None = None) -> LM:
+    """The model of these values, from where it was if it is not given; refuses another one."""
+    if lm is None and values["directory"] is None:
         raise errors.BadInput(
             f"{directory / MANIFEST} does not say where its model was; give replay the model itself"
         )
-    return _found(values["directory"], directory)
+    lm = lm or model.load(_found(values["directory"], directory))
+    where = "the given model" if lm.directory is None else lm.directory
+    _same(f"the weights of {where}", lm.digest, values["weights"])
+    _same(f"the tokenizer of {where}", lm.tokenizer.digest, values["tokenizer"])
+    return lm
 
 
 def _found(path: str, directory: pathlib.Path) -> pathlib.Path:

@@ -51,15 +51,22 @@ class Completion:
 
     Attributes:
         id: of the request.
-        sample: 0 to n - 1.
+        sample: 0 to n - 1, or of `best_of` tries the number of this one; of beams its place, the best first.
         prompt_tokens: what the model was given.
         tokens: what it continued with, the end-of-sequence token included.
-        text: the tokens in letters, without the end-of-sequence token.
-        finish_reason: "stop" at an end-of-sequence token, "length" at the cap or the end of the context window.
+        text: the tokens in letters, without the end-of-sequence token, and up to where a stop string begins.
+        finish_reason: "stop" at an end-of-sequence token or a stop string or where a grammar is complete, "length" at
+            the cap or the end of the context window, "failed" where nothing was allowed to follow.
         logprobs: the model's own, one per token, before temperature and filters.
         sampled_logprobs: of the distribution that was drawn from; 0 where the choice was greedy.
         margins: by how much each token won, noise included: a difference smaller than this, in anything that was
             computed before it, could not have changed the token. Infinite where nothing else was kept.
+        stopped_by: the end token or stop string.
+        score: of a beam, as its length rule makes it; of the best of several, the sum of log-probabilities.
+        entropies, kept_masses, ranks, kept_counts: on request (`likelihood`), one per token: of the model's
+            distribution the entropy in nats, the mass and number of tokens that filters kept, and the token's rank.
+        prompt_logprobs: on request, of the prompt's tokens but the first.
+        error: why it failed.
     """
 
     id: str | int
@@ -71,6 +78,14 @@ class Completion:
     logprobs: tuple[float, ...]
     sampled_logprobs: tuple[float, ...]
     margins: tuple[float, ...]
+    stopped_by: str | int | None = None
+    score: float | None = None
+    entropies: tuple[float, ...] | None = None
+    kept_masses: tuple[float, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    kept_counts: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[float, ...] | None = None
+    error: str | None = None
 
 
 def requests(prompts: Iterable[Any], settings: Settings | None = None) -> list[Request]:

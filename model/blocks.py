@@ -76,7 +76,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Positions, blocks in a row, and the last norm: what turns embedded tokens into hidden states.
 
-    Returns them and `aux`, per layer: attention maps, and keys and values. A scanned stack keeps no `aux` (stacking it
+    Returns them and `aux`, per layer: attention maps, keys and values, and hidden states (the first is the embedding's). A scanned stack keeps no `aux` (stacking it
     would cost memory in every training step) and takes no cache.
 
     Attributes:
@@ -172,13 +172,13 @@ class Stack(nn.Module):
         """Each block's own code."""
         windows = self._windows() if any(self.config.windows) else []
         looks = {window: attention.within(sight, window) for window in windows}
-        aux: dict[str, list] = {}
+        aux: dict[str, list] = {"hidden": [x_BTD]}
         for i in range(self.layers):
             past, kept = (None, None) if cache is None else cache.layer(i)
             x_BTD, layer_aux = block(self.config, self.runtime, train, name=f"layers_{i}")(
                 x_BTD, looks[windows[i]] if windows else sight, source_BSD, past, kept
             )
-            for name, value in layer_aux.items():
+            for name, value in {**layer_aux, "hidden": x_BTD}.items():
                 aux.setdefault(name, []).append(value)
         return x_BTD, aux
 

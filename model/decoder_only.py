@@ -80,5 +80,9 @@ class DecoderOnly(nn.Module):
 
     def extend(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
         """Float32 logits [B, T, V] behind each token, and the cache with them in it."""
+        return self.trace(tokens_BT, mask, cache)[:2]
+
+    def trace(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
+        """What `extend` gives, and `aux` with the last hidden state as `features` and every layer's as `hidden`."""
         x_BTD, aux = self.features(tokens_BT, mask=mask, cache=cache)
-        return self.head(x_BTD), aux["cache"]
+        return self.head(x_BTD), aux["cache"], {**aux, "features": x_BTD}

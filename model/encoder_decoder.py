@@ -97,8 +97,12 @@ class EncoderDecoder(nn.Module):
 
     def extend(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
         """Float32 logits [B, T, V] behind each token of a target, and the cache with them in it."""
+        return self.trace(tokens_BT, mask, cache)[:2]
+
+    def trace(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
+        """What `extend` gives, and `aux` with the last hidden state as `features` and every layer's as `hidden`."""
         x_BTD, aux = self._append(tokens_BT, mask, cache, attention.real(cache.source[2]))
-        return self.head(x_BTD), aux["cache"]
+        return self.head(x_BTD), aux["cache"], {**aux, "features": x_BTD}
 
     def _append(
         self,

@@ -16,7 +16,7 @@ import test_two_roads
 import tiny
 
 import decode
-from decode import batch, keys, loop
+from decode import keys, loop
 from decode.requests import Request
 from decode.settings import Settings
 
@@ -180,8 +180,8 @@ def fold(monkeypatch):
     """Puts another fold into the compiled loop, and clears it away afterwards."""
 
     def install(broken):
-        names = types.SimpleNamespace(fold=broken, IMPLEMENTATION=keys.IMPLEMENTATION)
-        monkeypatch.setattr(loop, "keys", names)
+        names = types.SimpleNamespace(fold=broken, gumbel=keys.gumbel)
+        monkeypatch.setattr(sampling, "keys", names)
         loop.run.clear_cache()
 
     yield install
@@ -337,7 +337,7 @@ def test_text_gets_the_begin_token_and_token_ids_are_taken_as_they_are(llama):
     "count, size", [(0, 16), (1, 16), (16, 16), (17, 32), (64, 64), (65, 100), (100, 100)]
 )
 def test_buckets_are_powers_of_two_up_to_the_window(count, size):
-    assert batch.bucket(count, 16, 100) == size
+    assert jobs.bucket(count, 16, 100) == size
 
 
 def test_requests_that_need_other_numbers_of_slots_come_back_in_order():

@@ -7,6 +7,7 @@ so a test that passed will pass.
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import scipy.stats
 import tiny
 
 import decode
-from decode import keys, processors, sampling
+from decode import context, keys, sampling
 from decode.settings import Settings
 
 ALPHA = 1e-6
@@ -24,20 +25,31 @@ DRAWS = 40_000
 LOGITS = np.array([2.0, 0.5, 1.5, -1.0, 0.5, 3.0, -2.5, 1.0, 0.0, 1.5, -2.7], np.float32)
 
 
+class Drawn(NamedTuple):
+    token_B: jax.Array
+    logprob_B: jax.Array
+    sampled_logprob_B: jax.Array
+    margin_B: jax.Array
+
+
+def draw(logits_BV, rows):
+    token_B, record = sampling.draw(logits_BV, rows, "hf")
+    return Drawn(token_B, *(record[name] for name in ("logprobs", "sampled_logprobs", "margins")))
+
+
 @functools.partial(jax.jit, static_argnames=("count", "draw"))
-def many(logits_V, knobs, key, count, draw=sampling.draw):
+def many(logits_V, alone, key, count, draw=draw):
     """`count` draws from the same logits: one row, at as many positions."""
-    rows_B = jnp.broadcast_to(key, (count,))
-    keys_B = keys.fold(rows_B, jnp.arange(count))
     logits_BV = jnp.broadcast_to(logits_V[None], (count, len(logits_V)))
-    knobs = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count,)), knobs)
-    return draw(logits_BV, knobs, keys_B)
+    rows = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), alone)
+    rows = rows.replace(keys_B=jnp.broadcast_to(key, (count,)), lengths_B=jnp.arange(count))
+    return draw(logits_BV, rows)
 
 
 def some(settings, count, logits_V=LOGITS, **kwargs):
     """The first `count` of `DRAWS` draws, which all are one compiled shape."""
-    knobs = processors.knobs([settings])
-    drawn = many(logits_V, knobs, keys.row_key(0, "fit", 0), DRAWS, **kwargs)
+    alone = context.bare([settings], len(logits_V))
+    drawn = many(logits_V, alone, keys.row_key(0, "fit", 0), DRAWS, **kwargs)
     return jax.tree.map(lambda leaf_B: np.asarray(leaf_B)[:count], drawn)
 
 
@@ -137,18 +149,18 @@ def test_the_margin_is_what_the_runner_up_lacks_with_noise_where_there_is_noise(
     assert greedy.margin_B.tolist() == [1.0] * 3
 
 
-def shared_noise(logits_BV, knobs, keys_B):
+def shared_noise(logits_BV, rows):
     """The bug of a batch-wide key closed over by `vmap`: every row gets the noise of the first."""
-    return sampling.draw(logits_BV, knobs, jnp.broadcast_to(keys_B[0], keys_B.shape))
+    return draw(logits_BV, rows.replace(lengths_B=0 * rows.lengths_B))
 
 
 def test_identical_rows_with_different_keys_draw_different_tokens():
     flat = np.zeros(1009, np.float32)
-    knobs = processors.knobs([Settings(temperature=0.9)])
-    tokens = many(flat, knobs, keys.row_key(0, "rows", 0), 7).token_B.tolist()
+    alone = context.bare([Settings(temperature=0.9)], 1009)
+    tokens = many(flat, alone, keys.row_key(0, "rows", 0), 7).token_B.tolist()
     assert len(set(tokens)) == 7
     assert (
-        len(set(many(flat, knobs, keys.row_key(0, "rows", 0), 7, shared_noise).token_B.tolist()))
+        len(set(many(flat, alone, keys.row_key(0, "rows", 0), 7, shared_noise).token_B.tolist()))
         == 1
     )
 
@@ -159,10 +171,10 @@ def test_a_sampler_that_shares_noise_between_rows_would_not_fit():
 
 def test_pairs_of_rows_are_independent():
     """Tokens of neighbouring positions, and of two requests, as contingency tables: odds above 1e-6."""
-    knobs = processors.knobs([Settings(temperature=2.0)])
     small = LOGITS[:5]
+    alone = context.bare([Settings(temperature=2.0)], 5)
     one, other = (
-        np.asarray(many(small, knobs, keys.row_key(0, name, 0), DRAWS).token_B) for name in "ab"
+        np.asarray(many(small, alone, keys.row_key(0, name, 0), DRAWS).token_B) for name in "ab"
     )
     for x, y in [(one, other), (one[:-1], one[1:])]:
         table = np.zeros((5, 5))

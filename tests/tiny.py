@@ -112,7 +112,9 @@ class Scripted:
         )  # fmt: skip
         lengths_B = cache.lengths_B + mask.sum(axis=1, dtype=jnp.int32)
         memory = cache.replace(lengths_B=lengths_B)
-        return memory if method == "read" else (logits_BTV, memory)
+        return {"read": memory, "extend": (logits_BTV, memory), "trace": (logits_BTV, memory, {})}[
+            method
+        ]
 
 
 class Letters:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 import decode
 import model
-from decode import processors
+from decode import context, processors
 from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
@@ -34,7 +34,7 @@ CELLS = 100  # attention weights on a side of one figure; a model with more gets
 LONGEST = 64  # tokens that an attention map can label readably
 CANDIDATES = 15  # tokens that a next-token panel shows
 LONGEST_PROMPT = 300  # letters of a prompt that the table of completions repeats
-_filter = jax.jit(processors.hf)
+_filter = jax.jit(processors.PRESETS["hf"])
 
 
 def run(
@@ -268,7 +268,7 @@ def panel(
     """
     heat = Settings(temperature=settings.temperature)
     before_V, after_V = (
-        np.asarray(_filter(jnp.asarray(logits_V)[None], processors.knobs([s])))[0]
+        np.asarray(_filter(jnp.asarray(logits_V)[None], context.bare([s], len(logits_V))))[0]
         for s in (heat, settings)
     )
     kept_V = np.isfinite(after_V)

@@ -1,0 +1,152 @@
+"""What has become of a row? Its tokens and records as the host reads them, its text as it comes, its completion."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from decode import jobs
+from decode.jobs import Job
+from decode.requests import Completion
+from decode.settings import Settings
+from decode.state import State
+from model import LM, errors
+
+COUNTED = ("ranks", "kept_counts")
+
+
+class View:
+    """What the host reads of a state; copies, because the next run overwrites the state's memory."""
+
+    def __init__(self, state: State):
+        self.tokens_BS = np.array(state.context.tokens_BS)
+        self.lengths_B = np.array(state.context.lengths_B)
+        self.done_B = np.array(state.done_B)
+        self.records = {name: np.array(held_BS) for name, held_BS in state.records.items()}
+
+    def tokens(self, job: Job, row: int) -> list[int]:
+        """What a row has been continued with, as far as it was allowed to."""
+        start, end = len(job.tokens), int(self.lengths_B[row])
+        bad = self.broken(job, row)
+        return self.tokens_BS[row, start : end if bad is None else start + bad].tolist()
+
+    def broken(self, job: Job, row: int) -> int | None:
+        """The first generated token for which there was nothing to choose from."""
+        start, end = len(job.tokens), int(self.lengths_B[row])
+        bad = np.flatnonzero(np.isnan(self.records["sampled_logprobs"][row, start:end]))
+        return int(bad[0]) if len(bad) else None
+
+    def over(self, job: Job, row: int) -> bool:
+        """Whether a row gets no more tokens."""
+        return bool(self.done_B[row]) or self.broken(job, row) is not None
+
+
+class Teller:
+    """The text of a completion as its tokens come; never what may turn out to begin a stop string."""
+
+    def __init__(self, lm: LM, job: Job):
+        self._reader, self._job = lm.words.reader(), job
+        self._text, self._told = "", 0
+
+    def tell(
+        self, tokens: Sequence[int], completions: Sequence[Completion]
+    ) -> Iterator[tuple[int, str]]:
+        """Each token with the text it adds; a completion's last one brings all that was held back."""
+        for place, token in enumerate(tokens, start=1):
+            if completions and place == len(tokens):
+                yield token, completions[0].text[self._told :]
+                return
+            if token not in self._job.ends:
+                self._text += self._reader.push(token)
+            safe = len(self._text) - _held(self._text, self._job.settings.stop)
+            yield token, self._text[self._told : safe]
+            self._told = max(self._told, safe)
+
+
+def _held(text: str, stop: Sequence[str]) -> int:
+    """How many of the last letters may begin a stop string."""
+    longest = max((len(word) - 1 for word in stop), default=0)
+    for count in range(min(longest, len(text)), 0, -1):
+        if any(word.startswith(text[-count:]) for word in stop):
+            return count
+    return 0
+
+
+def completions(
+    lm: LM, job: Job, view: View, row: int, tokens: Sequence[int], stop: str | None
+) -> list[Completion]:
+    """Those of a job that is done: of its tokens, and of what ended them if it was neither an end token nor the cap."""
+    start, count = len(job.tokens), len(tokens)
+    bad = view.broken(job, row) if stop is None else None
+    records = {
+        name: tuple(held_BS[row, start : start + count].tolist())
+        for name, held_BS in view.records.items()
+    }
+    logprob = view.records["logprobs"][row, start + (bad or 0)]
+    if bad is not None and math.isnan(logprob):
+        raise errors.BadInput(
+            f"request {job.id!r}: the logits at position {start + bad} are not numbers; "
+            f"the weights{f' in {lm.directory}' if lm.directory else ''} are damaged or diverged"
+        )
+    error = None
+    if bad is not None:
+        error = (
+            f"request {job.id!r}: nothing may follow token {start + bad - 1}, because its settings forbid every token; "
+            "loosen the constraint or the bans"
+        )
+    return [completion(lm, job, job.sample, tokens, records, stop, error)]
+
+
+def completion(
+    lm: LM,
+    job: Job,
+    sample: int,
+    tokens: Sequence[int],
+    records: dict[str, tuple],
+    stop: str | None = None,
+    error: str | None = None,
+    score: float | None = None,
+) -> Completion:
+    """What a person gets of some tokens and their records."""
+    at_end = bool(tokens) and tokens[-1] in job.ends
+    text = lm.tokenizer.decode(tokens[:-1] if at_end else tokens)
+    if stop:
+        text = text[: _earliest(text, job.settings.stop)]
+    reason = "stop" if at_end or stop is not None else "failed" if error else "length"
+    asked = {}
+    if job.settings.likelihood:
+        asked = {name: records[name] for name in ("entropies", "kept_masses")}
+        asked |= {name: tuple(int(x) for x in records[name]) for name in COUNTED}
+    scores = None
+    if job.settings.prompt_logprobs:
+        scores = jobs.prompt_logprobs(lm, job.prompt)
+    return Completion(
+        id=job.id,
+        sample=sample,
+        prompt_tokens=job.prompt,
+        tokens=tuple(tokens),
+        text=text,
+        finish_reason=reason,
+        logprobs=records["logprobs"],
+        sampled_logprobs=records["sampled_logprobs"],
+        margins=records["margins"],
+        stopped_by=stop or (tokens[-1] if at_end else None),
+        score=score,
+        prompt_logprobs=scores,
+        error=error,
+        **asked,
+    )
+
+
+def _earliest(text: str, stop: Sequence[str]) -> int:
+    """Where the first stop string begins."""
+    places = [place for word in stop if (place := text.find(word)) >= 0]
+    return min(places, default=len(text))
+
+
+def best(settings: Settings, made: list[Completion]) -> list[Completion]:
+    """The ones to keep: of several tries the most likely, in the order of their numbers otherwise."""
+    if not settings.best_of:
+        return made[: settings.n]
+    ranked = sorted(made, key=lambda done: -sum(done.logprobs))
+    return ranked[: settings.n]
