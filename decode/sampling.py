@@ -49,7 +49,7 @@ def likelihood(
     logits_BV: jax.Array, kept_BV: jax.Array, token_B: jax.Array, context: Context
 ) -> Record:
     """Of the model's distribution: its entropy in nats, the mass and the number of the tokens that were kept, and
-    the rank of the chosen one, 1 for the likeliest and the lower ids first among equals. Zeros for rows that do not ask.
+    the rank of the chosen one, 1 for the likeliest and the lower ids first among equals. Zeros where no row asks.
     """
 
     def measured() -> Record:

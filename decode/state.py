@@ -1,4 +1,4 @@
-"""What is a batch in the middle of decoding? A state whose rows come and go on their own; none ever looks at another."""
+"""What is a batch in the middle of decoding? A state whose rows come and go, and never look at one another."""
 
 import functools
 from typing import Any

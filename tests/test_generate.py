@@ -16,7 +16,7 @@ import test_two_roads
 import tiny
 
 import decode
-from decode import keys, loop
+from decode import jobs, keys, loop, sampling
 from decode.requests import Request
 from decode.settings import Settings
 
