@@ -34,7 +34,33 @@ class Settings:
         dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers: of what would go on
             repeating a sequence.
         no_repeat_ngram_size, encoder_no_repeat_ngram_size: no n-gram twice, or none of the source.
-        logit_bias: Any = 64
+        logit_bias: {token: what is added to its logit}.
+        sequence_bias: {(tokens): what is added to the last one's logit behind the others}.
+        bad_words: texts or lists of tokens that must not come.
+        allowed_token_ids, suppress_tokens, begin_suppress_tokens: the only ones; never; not as the first.
+        forced_bos_token_id, forced_tokens, forced_eos_token_id: what the first token, the first tokens and the last
+            before the cap must be.
+        exponential_decay_length_penalty: (start, factor): end tokens gain, ever more, after so many tokens.
+        stop: texts that end a completion, and are left out of it.
+        stop_token_ids: end a completion as an end-of-sequence token does; `ignore_eos` leaves only them.
+        n: completions of the same prompt; fewer of them are the first of more.
+        best_of: so many are made, and the n of the highest log-probability are kept.
+        do_sample: None draws unless the temperature is 0 or there are beams; True draws in beams too.
+        num_beams, length_penalty, length_rule, early_stopping: beam search, its n best; the rule is "hf" or "t5".
+        num_beam_groups, diversity_penalty: diverse beam search.
+        penalty_alpha: contrastive search among the `top_k` likeliest.
+        dola_layers: "low", "high" or layer numbers: what early layers say is subtracted.
+        guidance_scale, negative_prompt: classifier-free guidance away from another prompt.
+        contrastive_beta, contrastive_alpha: contrastive decoding against an amateur model.
+        num_assistant_tokens: drafted at a time by a draft model.
+        prompt_lookup_num_tokens, max_matching_ngram_size: drafted at a time from the text so far.
+        regex, json_schema, grammar: what the completion must match; a grammar in Lark's notation.
+        preset: whose order, ties and boundaries: "hf", "vllm", "llama.cpp" or "strict".
+        likelihood: whether rank, entropy and kept mass are recorded for each token.
+        prompt_logprobs: whether the prompt's own log-probabilities are.
+    """
+
+    max_new_tokens: int = 64
     min_new_tokens: int = 0
     temperature: float = 1.0
     dynatemp_range: float = 0.0
@@ -64,7 +90,7 @@ class Settings:
     dry_sequence_breakers: Any = ("\n", ":", '"', "*")
     no_repeat_ngram_size: int = 0
     encoder_no_repeat_ngram_size: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    logit_bias: Any = ()
     sequence_bias: Any = ()
     bad_words: Any = ()
     allowed_token_ids: Ids = ()
