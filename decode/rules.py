@@ -38,7 +38,7 @@ def counts(lm: LM, settings: Iterable[Settings]) -> Counts:
 
     Powers of two, `LEAST` or more.
     """
-    needed = LEAST
+    needed: tuple[int, ...] = LEAST
     for s in set(settings):
         sequences = [ids for ids, _ in _sequences(_vocabulary(lm), s)]
         longest = max(map(len, sequences), default=0)
@@ -140,7 +140,7 @@ def _padded(ids: Sequence[int], count: int) -> np.ndarray:
 def _bias(vocabulary: Vocabulary, s: Settings) -> np.ndarray:
     """`bias_BV` of one row."""
     if not (s.logit_bias or s.allowed_token_ids or s.suppress_tokens):
-        return _none(vocabulary.size, LEAST).bias_BV
+        return np.asarray(_none(vocabulary.size, LEAST).bias_BV)
     bias_BV = np.zeros((1, vocabulary.size), np.float32)
     if s.allowed_token_ids:
         bias_BV[:] = -np.inf
