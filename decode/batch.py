@@ -258,13 +258,16 @@ class _Group:
         """What a place has brought since last time; frees it when its run is done or has outgrown it."""
         width, job = self.strategy.width, run.job
         row = place * width
-        new, stop = _follow(run, view.tokens(job, row)[len(run.tokens) :])
+        new, complete = _follow(run, view.tokens(job, row)[len(run.tokens) :])
         run.tokens += new
-        if view.over(job, row) or stop is not None:
+        if view.over(job, row) or complete:
             del level.busy[place]
             for each in range(row, row + width):
                 level.state = states.finish(level.state, np.int32(each))
-            yield job, new, outcome.completions(self.lms.main, job, view, row, run.tokens, stop)
+            done = outcome.completions(
+                self.lms.main, job, view, row, run.tokens, run.stopper, complete
+            )
+            yield job, new, done
             return
         if view.lengths_B[row] >= level.slots:
             del level.busy[place]
@@ -274,13 +277,15 @@ class _Group:
             yield job, new, []
 
 
-def _follow(run: _Run, tokens: list[int]) -> tuple[list[int], str | None]:
-    """New tokens up to where a stop string or a grammar is complete, and that: "" for a grammar."""
+def _follow(run: _Run, tokens: list[int]) -> tuple[list[int], bool]:
+    """New tokens up to where a stop string or a grammar is complete, and whether one is."""
     for place, token in enumerate(tokens, start=1):
-        if run.stopper is not None and (stop := run.stopper.push(token)) is not None:
-            return tokens[:place], stop
-        if run.matcher is not None and token not in run.job.ends:
+        if token in run.job.ends:
+            continue
+        if run.stopper is not None and run.stopper.push(token) is not None:
+            return tokens[:place], True
+        if run.matcher is not None:
             run.matcher.advance(token)
             if run.matcher.done and not run.job.ends:
-                return tokens[:place], ""
-    return tokens, None
+                return tokens[:place], True
+    return tokens, False

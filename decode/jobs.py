@@ -68,6 +68,7 @@ def _of(lms: Models, request: Request) -> list[Job]:
     lm, settings = lms.main, request.settings
     prompt = _prompt_tokens(lm, request)
     read, tokens = _begin(lm, request, prompt)
+    rules.check(lm, settings)
     strategy = strategies.of(settings, lm.config)
     _helped(lms, request, strategy)
     guide_read, guide_token = read, tokens[-1]

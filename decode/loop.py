@@ -56,7 +56,7 @@ def draw(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
         strategy, nets, params, state.replace(caches=caches), fed_BT, mask_BT
     )
     token_BT, record_BT = _drawn(strategy, logits_BTV, drafts_BK, context)
-    right_BK = jnp.cumprod(token_BT[:, :-1] == drafts_BK, axis=1, dtype=jnp.int32)
+    right_BK = _right(token_BT, drafts_BK)
     at_end_BT = (token_BT[:, :, None] == context.ends_BE[:, None]).any(axis=2)
     before_end_BT = jnp.cumsum(at_end_BT, axis=1, dtype=jnp.int32) - at_end_BT.astype(jnp.int32)
     count_B = jnp.minimum(
@@ -104,6 +104,11 @@ def _drawn(
     drafts_TB = jnp.concatenate([drafts_BK, last_B1], axis=1).T
     _, drawn = jax.lax.scan(step, context, (jnp.moveaxis(logits_BTV, 1, 0), drafts_TB))
     return jax.tree.map(lambda x_TB: x_TB.T, drawn)
+
+
+def _right(token_BT: jax.Array, drafts_BK: jax.Array) -> jax.Array:
+    """1 at the drafts that are what was drawn, as are all before them."""
+    return jnp.cumprod(token_BT[:, :-1] == drafts_BK, axis=1, dtype=jnp.int32)
 
 
 def _back(before: Models, after: Models, count_B: jax.Array) -> Models:

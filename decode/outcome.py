@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from decode import jobs
+from decode import jobs, stopping
 from decode.jobs import Job
 from decode.requests import Completion
 from decode.settings import Settings
@@ -45,39 +45,38 @@ class Teller:
     """The text of a completion as its tokens come; never what may turn out to begin a stop string."""
 
     def __init__(self, lm: LM, job: Job):
-        self._reader, self._job = lm.words.reader(), job
-        self._text, self._told = "", 0
+        self._job, self._count = job, 0
+        self._stopper = stopping.Stopper(
+            lm.words.reader(), job.settings.stop, job.settings.min_new_tokens
+        )
 
     def tell(
         self, tokens: Sequence[int], completions: Sequence[Completion]
     ) -> Iterator[tuple[int, str]]:
         """Each token with the text it adds; a completion's last one brings all that was held back."""
         for place, token in enumerate(tokens, start=1):
+            text = ""
             if completions and place == len(tokens):
-                yield token, completions[0].text[self._told :]
-                return
-            if token not in self._job.ends:
-                self._text += self._reader.push(token)
-            safe = len(self._text) - _held(self._text, self._job.settings.stop)
-            yield token, self._text[self._told : safe]
-            self._told = max(self._told, safe)
-
-
-def _held(text: str, stop: Sequence[str]) -> int:
-    """How many of the last letters may begin a stop string."""
-    longest = max((len(word) - 1 for word in stop), default=0)
-    for count in range(min(longest, len(text)), 0, -1):
-        if any(word.startswith(text[-count:]) for word in stop):
-            return count
-    return 0
+                text = completions[0].text[self._count :]
+            elif token not in self._job.ends:
+                self._stopper.push(token)
+                text = self._stopper.told()
+            self._count += len(text)
+            yield token, text
 
 
 def completions(
-    lm: LM, job: Job, view: View, row: int, tokens: Sequence[int], stop: str | None
+    lm: LM,
+    job: Job,
+    view: View,
+    row: int,
+    tokens: Sequence[int],
+    stopper: stopping.Stopper | None,
+    complete: bool,
 ) -> list[Completion]:
-    """Those of a job that is done: of its tokens, and of what ended them if it was neither an end token nor the cap."""
+    """Those of a job that is done; `complete` says that a stop string or a grammar has ended it."""
     start, count = len(job.tokens), len(tokens)
-    bad = view.broken(job, row) if stop is None else None
+    bad = None if complete else view.broken(job, row)
     records = {
         name: tuple(held_BS[row, start : start + count].tolist())
         for name, held_BS in view.records.items()
@@ -94,7 +93,7 @@ def completions(
             f"request {job.id!r}: nothing may follow token {start + bad - 1}, because its settings forbid every token; "
             "loosen the constraint or the bans"
         )
-    return [completion(lm, job, job.sample, tokens, records, stop, error)]
+    return [completion(lm, job, job.sample, tokens, records, stopper, complete, error)]
 
 
 def completion(
@@ -103,16 +102,17 @@ def completion(
     sample: int,
     tokens: Sequence[int],
     records: dict[str, tuple],
-    stop: str | None = None,
+    stopper: stopping.Stopper | None = None,
+    complete: bool = False,
     error: str | None = None,
     score: float | None = None,
 ) -> Completion:
     """What a person gets of some tokens and their records."""
     at_end = bool(tokens) and tokens[-1] in job.ends
     text = lm.tokenizer.decode(tokens[:-1] if at_end else tokens)
-    if stop:
-        text = text[: _earliest(text, job.settings.stop)]
-    reason = "stop" if at_end or stop is not None else "failed" if error else "length"
+    if stopper is not None:
+        text = stopper.text(text)
+    reason = "stop" if at_end or complete else "failed" if error else "length"
     asked = {}
     if job.settings.likelihood:
         asked = {name: records[name] for name in ("entropies", "kept_masses")}
@@ -130,18 +130,12 @@ def completion(
         logprobs=records["logprobs"],
         sampled_logprobs=records["sampled_logprobs"],
         margins=records["margins"],
-        stopped_by=stop or (tokens[-1] if at_end else None),
+        stopped_by=tokens[-1] if at_end else stopper and stopper.found,
         score=score,
         prompt_logprobs=scores,
         error=error,
         **asked,
     )
-
-
-def _earliest(text: str, stop: Sequence[str]) -> int:
-    """Where the first stop string begins."""
-    places = [place for word in stop if (place := text.find(word)) >= 0]
-    return min(places, default=len(text))
 
 
 def best(settings: Settings, made: list[Completion]) -> list[Completion]:
