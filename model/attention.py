@@ -156,6 +156,26 @@ def attend(
     return y_BTKGH.reshape(q_BTNH.shape)
 
 
+def attend_slots(
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, sight: Sight, scale: float, cap: float
+) -> jax.Array:
+    """`attend`, to keys and values as a cache holds them: one product per row and head, and nothing to transpose."""
+    batch, length, heads, size = q_BTNH.shape
+    count, slots = k_BKSH.shape[1:3]
+    q_BKGTH = q_BTNH.reshape(batch, length, count, -1, size).transpose(0, 2, 3, 1, 4)
+    q_BKMH = q_BKGTH.reshape(batch, count, -1, size)
+    scores_BKMS = jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
+    scores_BNTS = soft_cap(scores_BKMS.reshape(batch, heads, length, slots) * scale, cap)
+    if sight.bias is not None:
+        scores_BNTS = scores_BNTS + sight.bias
+    lowest = jnp.finfo(jnp.float32).min
+    map_BNTS = jax.nn.softmax(jnp.where(sight.sees, scores_BNTS, lowest), axis=-1)
+    map_BKMS = map_BNTS.astype(v_BKSH.dtype).reshape(batch, count, -1, slots)
+    y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", map_BKMS, v_BKSH)
+    y_BKGTH = y_BKMH.reshape(batch, count, -1, length, size)
+    return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+
+
 def score_scale(scores: Scores, head_size: int) -> float:
     """What scores are multiplied by."""
     return scores.scale or head_size**-0.5
@@ -171,13 +191,13 @@ class Attention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, sight: Sight, source_BSD: jax.Array | None = None, past: Any = None
     ) -> tuple[jax.Array, dict]:
-        """Returns [B, T, D] and `aux`: the attention map, and the keys and values seen.
+        """Returns [B, T, D] and `aux`: the attention map, and the keys and values seen, with a past as it lays them.
 
         Args:
             x_BTD: what asks.
             sight: who sees whom.
             source_BSD: what is asked in cross-attention, where positions play no part; itself otherwise.
-            past: (keys [B, S, K, H], values [B, S, K, H], lengths [B]), to which new tokens are appended; in
+            past: (keys [B, K, S, H], values [B, K, S, H], lengths [B]), to which new tokens are appended; in
                 cross-attention (keys, values) of a source that was read before, taken as they are.
         """
         c, cross = self.config, sight.source is not None
@@ -195,7 +215,7 @@ class Attention(nn.Module):
         if sight.source is not None:
             sight = sight._replace(sees=sight.source, bias=None)
         if cross and past is not None:
-            k_BSKH, v_BSKH = past
+            k, v = past
         else:
             asked_BSD = x_BTD if source_BSD is None else source_BSD
             k_BSKH = layers.Dense("BSD,DKH->BSKH", name="key", **kv, **dense)(asked_BSD)
@@ -204,17 +224,13 @@ class Attention(nn.Module):
                 k_BSKH = layers.Norm(c, self.runtime.dtype, name="key_norm")(k_BSKH)
             if c.position == "rope" and not cross:
                 k_BSKH = positions.rotate(k_BSKH, sight.positions_BT, c.rope)
+            k, v = k_BSKH, v_BSKH
             if past is not None:
-                keys_BSKH, values_BSKH, lengths_B = past
-                k_BSKH = cache.append(keys_BSKH, k_BSKH, lengths_B)
-                v_BSKH = cache.append(values_BSKH, v_BSKH, lengths_B)
-        y_BTNH = attend(
-            q_BTNH,
-            k_BSKH.astype(q_BTNH.dtype),
-            v_BSKH.astype(q_BTNH.dtype),
-            sight,
-            scale,
-            c.scores.cap,
+                keys_BKSH, values_BKSH, lengths_B = past
+                k = cache.append(keys_BKSH, k_BSKH, lengths_B)
+                v = cache.append(values_BKSH, v_BSKH, lengths_B)
+        y_BTNH = (attend if past is None else attend_slots)(
+            q_BTNH, k.astype(q_BTNH.dtype), v.astype(q_BTNH.dtype), sight, scale, c.scores.cap
         )
         y_BTD = layers.Dense(
             "BTNH,NHD->BTD",
@@ -224,9 +240,6 @@ class Attention(nn.Module):
             name="out",
             **{**dense, "bias": c.bias not in ("none", "qkv")},
         )(y_BTNH)
-        aux = {
-            "attention": probabilities(q_BTNH, k_BSKH, sight, scale, c.scores.cap),
-            "keys": k_BSKH,
-            "values": v_BSKH,
-        }
-        return y_BTD, aux
+        k_BSKH = k if past is None else k.swapaxes(1, 2)
+        seen = probabilities(q_BTNH, k_BSKH, sight, scale, c.scores.cap)
+        return y_BTD, {"attention": seen, "keys": k, "values": v}

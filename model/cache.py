@@ -21,16 +21,21 @@ class Cache(struct.PyTreeNode):
     """The decode-time state of a batch.
 
     Attributes:
-        keys, values: per layer, [B, S, K, H]; a recurrent model's states and (of an LSTM) cells, with position p in
-            slot `p % STATES`.
+        keys, values: per layer, [B, K, S, H], so that no step has to transpose them; a recurrent model's states and
+            (of an LSTM) cells, [B, S, 1, D], with position p in slot `p % STATES`.
         lengths_B: int32, tokens held by each row.
-        source: of an encoder–decoder, per layer keys and values [B, S, K, H] of the source, and its mask [B, S].
+        source: of an encoder–decoder, per layer keys and values [B, K, S, H] of the source, and its mask [B, S].
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     lengths_B: jax.Array
     source: Any = None
+
+    @property
+    def slots(self) -> int:
+        """How many tokens each row has room for."""
+        return self.keys[0].shape[2]
 
     def layer(self, i: int) -> tuple[tuple, tuple | None]:
         """What attention of layer i takes as its past, and what cross-attention does."""
@@ -55,14 +60,15 @@ def init(
     """An empty cache with `length` slots per row, and of an encoder–decoder `source` slots for the source."""
 
     def blank(slots: int) -> tuple[jax.Array, ...]:
-        shape = (batch, slots, config.kv_heads, config.head_size)
+        shape = (batch, config.kv_heads, slots, config.head_size)
+        if config.family in RECURRENT:
+            shape = (batch, STATES, config.kv_heads, config.head_size)
         return tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
 
-    slots = STATES if config.family in RECURRENT else length
     kept = (blank(source), blank(source), jnp.zeros((batch, source), bool))
     return Cache(
-        keys=blank(slots),
-        values=() if config.family == "gru" else blank(slots),
+        keys=blank(length),
+        values=() if config.family == "gru" else blank(length),
         lengths_B=jnp.zeros(batch, jnp.int32),
         source=kept if config.family == "encoder_decoder" else None,
     )
@@ -75,15 +81,23 @@ def for_prompt(config: ModelConfig, length: int, dtype: str) -> Cache:
     return init(config, 1, length, dtype)
 
 
-def append(slots_BSKH: jax.Array, new_BTKH: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """Writes each row's T new entries behind its `lengths_B` old ones.
+def append(slots_BKSH: jax.Array, new_BTKH: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Writes each row's T new entries behind its `lengths_B` old ones; what has no slot is dropped.
+
+    Said as a scatter with an index per row, head and entry: XLA does it in place, and copied the whole cache in
+    every step for a slice update of one row, which took 2 of 17 ms (GPT-2, 128 slots).
 
     Example: lengths `[2, 0]`, T = 1, S = 3 turn slots `[[a, b, -], [-, -, -]]` into `[[a, b, x], [y, -, -]]`.
     """
-    write = jax.vmap(
-        lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, 0)
+    batch, heads = slots_BKSH.shape[:2]
+    new_BKTH = new_BTKH.swapaxes(1, 2).astype(slots_BKSH.dtype)
+    slot_BT = lengths_B[:, None] + jnp.arange(new_BKTH.shape[2], dtype=jnp.int32)[None]
+    place = (
+        jnp.arange(batch, dtype=jnp.int32)[:, None, None],
+        jnp.arange(heads, dtype=jnp.int32)[None, :, None],
+        slot_BT[:, None, :],
     )
-    return write(slots_BSKH, new_BTKH.astype(slots_BSKH.dtype), lengths_B)
+    return slots_BKSH.at[place].set(new_BKTH, mode="drop", unique_indices=True)
 
 
 def append_ring(

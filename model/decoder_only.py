@@ -65,7 +65,7 @@ class DecoderOnly(nn.Module):
                 length, causal=True, mask_BT=mask, segments_BT=segments, prefix_B=prefix
             )
         else:
-            slots = cache.keys[0].shape[1]
+            slots = cache.slots
             sight = attention.look_back(cache.lengths_B, length, slots, mask, prefix)
         x_BTD, aux = self.stack(self.embedding(tokens_BT), sight, None, cache, train)
         return x_BTD, aux if cache is None else cache.after(aux, length, mask)

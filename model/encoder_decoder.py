@@ -93,7 +93,11 @@ class EncoderDecoder(nn.Module):
         memory_BSD, _ = self.encode(tokens_BS, mask)
         nothing_BT = jnp.zeros_like(mask[:, :1])
         _, aux = self._append(tokens_BS[:, :1], nothing_BT, cache, attention.real(mask), memory_BSD)
-        return cache.replace(source=(tuple(aux["cross_keys"]), tuple(aux["cross_values"]), mask))
+        keys, values = (
+            tuple(new_BSKH.swapaxes(1, 2) for new_BSKH in aux[name])
+            for name in ("cross_keys", "cross_values")
+        )
+        return cache.replace(source=(keys, values, mask))
 
     def extend(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
         """Float32 logits [B, T, V] behind each token of a target, and the cache with them in it."""
@@ -113,7 +117,7 @@ class EncoderDecoder(nn.Module):
         memory_BSD: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
         """More tokens of a target; the source is what the cache holds unless `memory_BSD` is given."""
-        length, slots = tokens_BT.shape[1], cache.keys[0].shape[1]
+        length, slots = tokens_BT.shape[1], cache.slots
         self.config.check_length(length)
         sight = attention.look_back(cache.lengths_B, length, slots, mask)._replace(source=source)
         past = cache if memory_BSD is None else cache.replace(source=None)

@@ -198,10 +198,14 @@ def test_worked_rows_of_the_docstrings():
 
 
 def test_worked_rows_of_the_cache():
-    slots = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])[:, :, None, None]
+    slots = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])[:, None, :, None]
     new = jnp.array([[8.0], [9.0]])[:, :, None, None]
     written = cache.append(slots, new, jnp.array([2, 0]))
-    assert written[:, :, 0, 0].tolist() == [[1.0, 2.0, 8.0], [9.0, 0.0, 0.0]]
+    assert written[:, 0, :, 0].tolist() == [[1.0, 2.0, 8.0], [9.0, 0.0, 0.0]]
+    pair = jnp.array([[5.0, 6.0], [7.0, 8.0]])[:, :, None, None]
+    written = cache.append(slots, pair, jnp.array([2, 1]))
+    assert written[:, 0, :, 0].tolist() == [[1.0, 2.0, 5.0], [0.0, 7.0, 8.0]]
+    slots = slots.swapaxes(1, 2)
     new = jnp.array([[7.0, 8.0, 9.0]])[:, :, None, None]
     turned = cache.append_ring(slots[:1], new, jnp.array([2]), jnp.array([2]))
     assert turned[0, :, 0, 0].tolist() == [8.0, 2.0, 7.0]
