@@ -14,7 +14,7 @@ from model import errors
 
 VERSION = 1
 IMPLEMENTATION = "threefry2x32"
-STREAMS = {"sample": 0, "accept": 1, "residual": 2, "draft": 3, "xtc": 4}
+STREAMS = {"sample": 0, "accept": 1, "residual": 2, "draft": 3, "xtc": 4, "beam": 5}
 
 
 def seed_words(seed: int) -> np.ndarray:
@@ -53,6 +53,13 @@ def fold(keys_B: jax.Array, positions_B: jax.Array, stream: str = "sample") -> j
     return jax.vmap(
         lambda key, position: jax.random.fold_in(jax.random.fold_in(key, position), tag)
     )(keys_B, positions_B.astype(jnp.uint32))
+
+
+def of_beams(keys_B: jax.Array, positions_B: jax.Array, beams_B: jax.Array) -> jax.Array:
+    """Each beam's key for what may follow it: the token's key in the stream `beam`, folded with the beam's number."""
+    return jax.vmap(jax.random.fold_in)(
+        fold(keys_B, positions_B, "beam"), beams_B.astype(jnp.uint32)
+    )
 
 
 def token_key(

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
-from decode import jobs, stopping
+from decode import beam, jobs, stopping
 from decode.jobs import Job
 from decode.requests import Completion
 from decode.settings import Settings
@@ -23,15 +24,23 @@ class View:
         self.lengths_B = np.array(state.context.lengths_B)
         self.done_B = np.array(state.done_B)
         self.records = {name: np.array(held_BS) for name, held_BS in state.records.items()}
+        self.beams: beam.Search | None = None
+        if isinstance(state.search, beam.Search):
+            self.beams = jax.tree.map(np.array, state.search)
 
     def tokens(self, job: Job, row: int) -> list[int]:
-        """What a row has been continued with, as far as it was allowed to."""
+        """What a row has been continued with, as far as it was allowed to; nothing of beams before they are done."""
+        if self.beams is not None:
+            best = self.ranked(row, job.strategy.width) if self.done_B[row] else []
+            return self.finished(job, best[0]) if best else []
         start, end = len(job.tokens), int(self.lengths_B[row])
         bad = self.broken(job, row)
         return self.tokens_BS[row, start : end if bad is None else start + bad].tolist()
 
     def broken(self, job: Job, row: int) -> int | None:
-        """The first generated token for which there was nothing to choose from."""
+        """The first generated token for which there was nothing to choose from; beams without a choice just end."""
+        if self.beams is not None:
+            return None
         start, end = len(job.tokens), int(self.lengths_B[row])
         bad = np.flatnonzero(np.isnan(self.records["sampled_logprobs"][row, start:end]))
         return int(bad[0]) if len(bad) else None
@@ -39,6 +48,19 @@ class View:
     def over(self, job: Job, row: int) -> bool:
         """Whether a row gets no more tokens."""
         return bool(self.done_B[row]) or self.broken(job, row) is not None
+
+    def ranked(self, row: int, width: int) -> list[int]:
+        """The rows that hold what the beams from this row on have finished, best first."""
+        assert self.beams is not None
+        scores_B = self.beams.finished.scores_B
+        rows = sorted(range(row, row + width), key=lambda i: -scores_B[i])
+        return [i for i in rows if scores_B[i] > -math.inf]
+
+    def finished(self, job: Job, row: int) -> list[int]:
+        """The continuation that beams have finished and this row holds."""
+        assert self.beams is not None
+        held = self.beams.finished
+        return held.tokens_BS[row, len(job.tokens) : held.lengths_B[row]].tolist()
 
 
 class Teller:
@@ -75,6 +97,8 @@ def completions(
     complete: bool,
 ) -> list[Completion]:
     """Those of a job that is done; `complete` says that a stop string or a grammar has ended it."""
+    if view.beams is not None:
+        return _beams(lm, job, view, row)
     start, count = len(job.tokens), len(tokens)
     bad = None if complete else view.broken(job, row)
     records = {
@@ -83,17 +107,65 @@ def completions(
     }
     logprob = view.records["logprobs"][row, start + (bad or 0)]
     if bad is not None and math.isnan(logprob):
-        raise errors.BadInput(
-            f"request {job.id!r}: the logits at position {start + bad} are not numbers; "
-            f"the weights{f' in {lm.directory}' if lm.directory else ''} are damaged or diverged"
-        )
-    error = None
-    if bad is not None:
-        error = (
-            f"request {job.id!r}: nothing may follow token {start + bad - 1}, because its settings forbid every token; "
-            "loosen the constraint or the bans"
-        )
+        raise _damaged(lm, job, start + bad)
+    error = None if bad is None else _stuck(job, start + bad)
     return [completion(lm, job, job.sample, tokens, records, stopper, complete, error)]
+
+
+def _beams(lm: LM, job: Job, view: View, row: int) -> list[Completion]:
+    """The n best that beams have finished, numbered in this order, cut where a stop string begins.
+
+    One margin stands for the whole search: a gap at any step may have decided any token.
+    """
+    assert view.beams is not None
+    width, start, s = job.strategy.width, len(job.tokens), job.settings
+    end = int(view.lengths_B[row])
+    if view.beams.broken_B[row : row + width].any():
+        raise _damaged(lm, job, end - 1)
+    ranked = view.ranked(row, width)
+    if not ranked:
+        nothing = dict.fromkeys(view.records, ())
+        return [completion(lm, job, 0, (), nothing, error=_stuck(job, end - 1))]
+    scores = view.beams.finished.scores_B[ranked].tolist()
+    gaps = [better - worse for better, worse in zip(scores[: s.n], scores[1:], strict=False)]
+    margin = min(*gaps, float(view.beams.margins_B[row : row + width].min()), math.inf)
+    made = []
+    for place, (held, score) in enumerate(zip(ranked[: s.n], scores, strict=False)):
+        tokens, stopper = view.finished(job, held), None
+        if s.stop:
+            stopper = stopping.Stopper(lm.words.reader(), s.stop, s.min_new_tokens)
+            tokens = _cut(job, tokens, stopper)
+        count = len(tokens)
+        records = {
+            name: tuple(held_BS[held, start : start + count].tolist())
+            for name, held_BS in view.beams.finished.records.items()
+        }
+        records["margins"] = (margin,) * count
+        complete = stopper is not None and stopper.found is not None
+        made.append(completion(lm, job, place, tokens, records, stopper, complete, score=score))
+    return made
+
+
+def _cut(job: Job, tokens: list[int], stopper: stopping.Stopper) -> list[int]:
+    """The tokens up to the one with which a stop string is complete."""
+    for place, token in enumerate(tokens, start=1):
+        if token not in job.ends and stopper.push(token) is not None:
+            return tokens[:place]
+    return tokens
+
+
+def _damaged(lm: LM, job: Job, position: int) -> errors.BadInput:
+    return errors.BadInput(
+        f"request {job.id!r}: the logits at position {position} are not numbers; "
+        f"the weights{f' in {lm.directory}' if lm.directory else ''} are damaged or diverged"
+    )
+
+
+def _stuck(job: Job, position: int) -> str:
+    return (
+        f"request {job.id!r}: nothing may follow token {position - 1}, because its settings forbid every token; "
+        "loosen the constraint or the bans"
+    )
 
 
 def completion(
@@ -130,7 +202,7 @@ def completion(
         logprobs=records["logprobs"],
         sampled_logprobs=records["sampled_logprobs"],
         margins=records["margins"],
-        stopped_by=tokens[-1] if at_end else stopper and stopper.found,
+        stopped_by=tokens[-1] if at_end else stopper.found if stopper else None,
         score=score,
         prompt_logprobs=scores,
         error=error,

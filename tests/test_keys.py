@@ -45,7 +45,7 @@ def reference_key(seed, request_id, sample, position, stream):
         int.from_bytes(digest[4:8], "big"),
         sample,
         position,
-        {"sample": 0, "accept": 1, "residual": 2, "draft": 3, "xtc": 4}[stream],
+        {"sample": 0, "accept": 1, "residual": 2, "draft": 3, "xtc": 4, "beam": 5}[stream],
     ):
         key = threefry(key, (0, word))
     return key
@@ -100,7 +100,7 @@ def test_the_reference_threefry_gives_its_authors_vectors(key, counter, result):
 def test_the_page_has_vectors_for_every_stream_and_for_words_beyond_32_bits():
     assert {where[4] for where, *_ in VECTORS} == set(keys.STREAMS)
     assert any(where[0] >= 2**32 for where, *_ in VECTORS)
-    assert len(VECTORS) == 11
+    assert len(VECTORS) == 12
 
 
 def test_the_page_numbers_the_streams_as_the_code_does_and_names_its_version():
@@ -123,6 +123,15 @@ def test_a_published_vector_holds_for_the_code_and_for_the_reference(where, key,
         assert np.argmax(noise) == of_many
 
 
+def test_a_beams_key_is_that_of_its_token_folded_with_its_number_as_published():
+    published = re.findall(r"`(\w{8} \w{8})`", PAGE[PAGE.index("The row of `beam`") :])
+    row = keys.row_key(0, "0", 0)
+    three = keys.of_beams(jnp.stack([row] * 3), jnp.array([1, 1, 1]), jnp.array([0, 1, 2]))
+    assert [written(key) for key in jax.random.key_data(three).tolist()] == published
+    for number, key in enumerate(published):
+        assert written(threefry(reference_key(0, "0", 0, 1, "beam"), (0, number))) == key
+
+
 def test_noise_equals_the_formula_in_double_precision_to_the_last_bits():
     key = keys.token_key(5, "x", 1, 7)
     ours = np.asarray(keys.gumbel(key[None], 50_257))[0]
@@ -140,7 +149,7 @@ def test_each_of_the_five_coordinates_changes_the_key():
     ]
     others += [(*base[:4], stream) for stream in keys.STREAMS if stream != "sample"]
     words = [written(data(*where)) for where in [base, *others]]
-    assert len(set(words)) == len(words) == 9
+    assert len(set(words)) == len(words) == 10
 
 
 def test_swapping_sample_and_position_or_high_and_low_seed_changes_the_key():
