@@ -1,8 +1,8 @@
 """Which tokens may be drawn, and with what weight? Temperature, and every way to cut the tail.
 
-Pure functions from logits [B, V] to logits [B, V], with a setting per row; a token that is not kept gets -inf. They are
-for rows that ask for them: `processors` leaves the others alone. p is the softmax of the logits that come in, and its
-entropy H is in nats. A row whose largest logit is infinite stays as it is.
+Pure functions from logits [B, V] to logits [B, V], with a setting per row; a token that is not kept gets -inf. Top-p
+and typical give a ranking instead: finding the nucleus is costly, and compiled once for both. p is the softmax of the
+logits that come in, H its entropy in nats. A row whose largest logit is infinite stays as it is.
 """
 
 import jax
@@ -55,10 +55,8 @@ def dynamic_temperature(
     alone_B = (number_B <= 1) | (range_B == 0) | (temperature_B == 0)
     moved_B = jnp.where(alone_B, temperature_B, least_B + between_B)
     greedy_B = (moved_B < np.float32(1e-30)) & ~alone_B
-    first_BV = selection.first_of(levels(logits_BV) == 0, jnp.ones((len(logits_BV), 1), jnp.int32))
-    return jnp.where(
-        greedy_B[:, None], gates.keep(logits_BV, first_BV), temperature(logits_BV, moved_B)
-    )
+    first_BV = gates.keep(logits_BV, selection.first(levels(logits_BV) == 0))
+    return jnp.where(greedy_B[:, None], first_BV, temperature(logits_BV, moved_B))
 
 
 def top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
@@ -84,26 +82,22 @@ def exactly_top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
 
 
 def top_p(
-    logits_BV: jax.Array,
-    top_p_B: jax.Array,
-    rest_B: jax.Array,
-    rule: np.float32 = selection.REACHES,
-) -> jax.Array:
+    logits_BV: jax.Array, p_B: jax.Array, rest_B: jax.Array, rule: float = selection.REACHES
+) -> selection.Ranking:
     """Keeps the smallest set of most likely tokens whose mass reaches p + rest (Holtzman et al. 2020).
 
-    At least the likeliest is kept, and of equal ones the lowest ids; sums are exact, see `selection.lacking`.
+    At least the likeliest is kept, and of equal ones the lowest ids; sums are exact, see `selection.nucleus`.
     With `WITHIN` as the rule it is the largest set whose mass does not exceed p.
 
     Example: probabilities `[.1, .4, .2, .2, .1]` with p = 0.5 keep `[-, .4, .2, -, -]`, within it `[-, .4, -, -, -]`.
     """
-    p = top_p_B[:, None], rest_B[:, None]
     mass_BV = jnp.exp(levels(logits_BV))
-    return gates.keep(logits_BV, selection.lacking(selection.codes(logits_BV), mass_BV, p, rule))
+    return selection.Ranking(selection.codes(logits_BV), mass_BV, p_B, rest_B, rule)
 
 
 def typical(
-    logits_BV: jax.Array, typical_p_B: jax.Array, rule: np.float32 = selection.REACHES
-) -> jax.Array:
+    logits_BV: jax.Array, p_B: jax.Array, rule: float = selection.REACHES
+) -> selection.Ranking:
     """Keeps the smallest set of tokens of the most typical surprise whose mass reaches p (Meister et al. 2023).
 
     The smaller |-log p - H|, the more typical; tokens that tie with the last are kept. With `EXCEEDS` as the rule the
@@ -112,12 +106,10 @@ def typical(
     Example: probabilities `[.4, .2, .2, .2]` with p = 0.5 keep the last three: H = 1.33, their surprise is 1.61.
     """
     logp_BV = log_softmax(logits_BV)
-    p = typical_p_B[:, None], jnp.zeros_like(typical_p_B)[:, None]
     codes_BV = selection.codes(-jnp.abs(-logp_BV - entropy(logp_BV)))
     ties = rule == selection.REACHES
-    return gates.keep(
-        logits_BV, selection.lacking(codes_BV, jnp.exp(levels(logits_BV)), p, rule, ties)
-    )
+    mass_BV = jnp.exp(levels(logits_BV))
+    return selection.Ranking(codes_BV, mass_BV, p_B, jnp.zeros_like(p_B), rule, ties)
 
 
 def min_p(logits_BV: jax.Array, min_p_B: jax.Array) -> jax.Array:
@@ -152,13 +144,16 @@ def top_n_sigma(logits_BV: jax.Array, n_B: jax.Array) -> jax.Array:
 def top_h(logits_BV: jax.Array, top_h_B: jax.Array) -> jax.Array:
     """Keeps the largest set of most likely tokens whose terms -p log p add up to at most top_h * H (Potraghloo 2025).
 
-    p and H are those of the 100 largest logits alone, and at least the likeliest is kept.
+    p and H are those of the 100 largest logits alone, and at least the likeliest is kept. A sum that is too large by
+    2^-16 of its last term is not.
     """
     count = min(TOP_H_TOKENS, logits_BV.shape[1])
     top_BN, ids_BN = jax.lax.top_k(logits_BV, count)
     logp_BN = log_softmax(top_BN)
-    terms_BN = jnp.where(logp_BN > -jnp.inf, -jnp.exp(logp_BN) * logp_BN, jnp.inf)
-    within_BN = jnp.cumsum(terms_BN, axis=1) <= top_h_B[:, None] * entropy(logp_BN)
+    p_BN = jnp.exp(logp_BN)
+    terms_BN = jnp.where(p_BN > 0, -p_BN * logp_BN, jnp.inf)
+    goal_BN = top_h_B[:, None] * entropy(logp_BN) + selection.ROUNDING * terms_BN
+    within_BN = jnp.cumsum(terms_BN, axis=1) <= jnp.where(p_BN > 0, goal_BN, ZERO)
     within_BN |= jnp.arange(count)[None] == 0
     rows_B1 = jnp.arange(len(logits_BV))[:, None]
     kept_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, ids_BN].set(within_BN)
@@ -186,5 +181,5 @@ def mirostat(logits_BV: jax.Array, surprise_B: jax.Array) -> jax.Array:
     Mirostat 2 (Basu et al. 2021), by llama.cpp's rules.
     """
     bits_BV = -log_softmax(logits_BV) / BIT
-    first_BV = selection.first_of(levels(logits_BV) == 0, jnp.ones((len(logits_BV), 1), jnp.int32))
+    first_BV = selection.first(levels(logits_BV) == 0)
     return gates.keep(logits_BV, (bits_BV <= surprise_B[:, None]) | first_BV)

@@ -30,25 +30,24 @@ def tail(tokens_BS: jax.Array, lengths_B: jax.Array, count: int, from_B: jax.Arr
 
 
 def runs(
-    past_BR: jax.Array,
-    past_B: jax.Array,
+    past: tuple[jax.Array, jax.Array, jax.Array],
     tokens_BS: jax.Array,
     lengths_B: jax.Array,
     most: jax.Array,
 ) -> jax.Array:
-    """How many tokens before each place of the past equal the last ones of the text, at most `most`.
+    """How many tokens before each place [B, R] of the past equal the last ones of the text; counts to `most`.
 
+    `past` are tokens [B, R], which of them are real, and how many stand before each in its own text, [1, R].
     Example: of the text `a b c a b` against itself they are `[0, 0, 2, 0, 0]`: `a b` also stands before `c`.
     """
-    at_R = jnp.arange(past_BR.shape[1])[None]
+    past_BR, real_BR, before_1R = past
 
     def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         i, same_BR, run_BR = state
         last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(lengths_B - i, 0)[:, None], axis=1)
-        inside_BR = (at_R >= i) & (lengths_B >= i)[:, None]
+        inside_BR = (before_1R >= i) & (lengths_B >= i)[:, None]
         same_BR &= inside_BR & (jnp.roll(past_BR, i, axis=1) == last_B1)
         return i + 1, same_BR, run_BR + same_BR
 
-    start_BR = at_R < past_B[:, None]
-    state = (jnp.int32(1), start_BR, jnp.zeros(past_BR.shape, jnp.int32))
+    state = (jnp.int32(1), real_BR, jnp.zeros(past_BR.shape, jnp.int32))
     return jax.lax.while_loop(lambda s: s[1].any() & (s[0] <= most), step, state)[2]

@@ -27,6 +27,19 @@ def total(x_BV: jax.Array) -> Pair:
     return high_B[:, None], low_B[:, None]
 
 
+def columns(x_BNL: jax.Array) -> Pair:
+    """The sum of each row of lines, as a pair of [B, 1]: line by line, then over the lanes."""
+    nothing_BL = jnp.zeros_like(x_BNL[:, 0])
+
+    def line(i: jax.Array, sums: Pair) -> Pair:
+        return add(sums, (x_BNL[:, i], nothing_BL))
+
+    lanes = jax.lax.fori_loop(0, x_BNL.shape[1], line, (nothing_BL, nothing_BL))
+    zero = np.float32(0)
+    high_B, low_B = jax.lax.reduce(lanes, (zero, zero), add, (1,))
+    return high_B[:, None], low_B[:, None]
+
+
 def minus(x: Pair, y: Pair) -> Pair:
     """x - y."""
     return add(x, (-y[0], -y[1]))

@@ -66,7 +66,7 @@ def dry(
     limit_B = lengths_B - 1 - jnp.where(breaks_BS, at_S, first_B[:, None] - 1).max(axis=1)
     active_B = (size_B > allowed_B) & (limit_B >= allowed_B)
     most = jnp.where(active_B & (multiplier_B > 0), limit_B, 0).max()
-    run_BS = occurrences.runs(tokens_BS, lengths_B, tokens_BS, lengths_B, most)
+    run_BS = occurrences.runs((tokens_BS, inside_BS, at_S), tokens_BS, lengths_B, most)
     run_BS = jnp.minimum(run_BS, jnp.minimum(limit_B[:, None], at_S - first_B[:, None]))
     repeats_BS = active_B[:, None] & inside_BS & (run_BS >= allowed_B[:, None])
     return _dry_penalised(
@@ -96,21 +96,26 @@ def _dry_penalised(
     return jnp.where((exponent_BV >= 0) & ~breakers_BV, less_BV, logits_BV)
 
 
-def no_repeated_ngram(
+def no_repeated_ngrams(
     logits_BV: jax.Array,
-    size_B: jax.Array,
-    past_BR: jax.Array,
-    past_B: jax.Array,
+    sizes: tuple[jax.Array, jax.Array],
+    source: tuple[jax.Array, jax.Array],
     tokens_BS: jax.Array,
     lengths_B: jax.Array,
 ) -> jax.Array:
-    """Bans what would end an n-gram of the past again (Paulus et al. 2017); the past is the text, or its source.
+    """Bans what would end an n-gram of the text again (Paulus et al. 2017), or one of the source.
 
+    `sizes` are n [B] for the text and for the source, 0 is none; `source` are tokens [B, R] and how many are real.
     Example: after `a b c a`, with n = 2, `b` is banned.
     """
-    run_BR = occurrences.runs(past_BR, past_B, tokens_BS, lengths_B, size_B.max() - 1)
-    at_R = jnp.arange(past_BR.shape[1])[None]
-    again_BR = (at_R < past_B[:, None]) & (run_BR >= size_B[:, None] - 1) & (size_B[:, None] > 0)
+    past_BR = jnp.concatenate([tokens_BS, source[0]], axis=1)
+    at_R = jnp.concatenate([jnp.arange(tokens_BS.shape[1]), jnp.arange(source[0].shape[1])])[None]
+    own_R = jnp.arange(past_BR.shape[1])[None] < tokens_BS.shape[1]
+    size_BR = jnp.where(own_R, sizes[0][:, None], sizes[1][:, None])
+    real_BR = at_R < jnp.where(own_R, lengths_B[:, None], source[1][:, None])
+    most = jnp.maximum(sizes[0], sizes[1]).max() - 1
+    run_BR = occurrences.runs((past_BR, real_BR, at_R), tokens_BS, lengths_B, most)
+    again_BR = real_BR & (run_BR >= size_BR - 1) & (size_BR > 0)
     banned_BV = occurrences.members(jnp.where(again_BR, past_BR, -1), logits_BV.shape[1])
     return jnp.where(banned_BV, -jnp.inf, logits_BV)
 

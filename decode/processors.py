@@ -6,26 +6,28 @@ step: its own system's in that system's order and by its rules, the others where
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from decode import bans, filters, gates, keys, occurrences, penalties, selection
 from decode.context import Context
-from decode.settings import Settings
 
 Rows = Callable[[Context], jax.Array]
 
 
 class Step(NamedTuple):
-    """One processor: which rows [B] of a context ask for it, and what it makes of their logits."""
+    """One processor: which rows [B] of a context ask for it, and what it makes of their logits.
+
+    Or, instead of new logits, how tokens are ranked for a nucleus.
+    """
 
     asked: Rows
     change: Callable[[jax.Array, Context], jax.Array]
+    rank: Callable[[jax.Array, Context], selection.Ranking] | None = None
 
 
 def _differs(name: str, off: float) -> Rows:
@@ -37,8 +39,8 @@ def _filter(name: str, change: Callable[[jax.Array, jax.Array], jax.Array], off:
     return Step(_differs(name, off), lambda x, c: change(x, c.knobs[name]))
 
 
-def _always(context: Context) -> jax.Array:
-    return jnp.ones(context.lengths_B.shape, bool)
+def _drawn(context: Context) -> jax.Array:
+    return context.knobs["temperature"] > 0
 
 
 def _made(context: Context) -> jax.Array:
@@ -111,18 +113,27 @@ def _coin(context: Context) -> jax.Array:
     return keys.uniform(words_B2) <= context.knobs["xtc_probability"]
 
 
-def _nucleus(rule: np.float32) -> Step:
+def _same(logits_BV: jax.Array, context: Context) -> jax.Array:
+    return logits_BV
+
+
+def _top_p(rule: float) -> Step:
     return Step(
         lambda c: (c.knobs["top_p"] < 1) | (c.knobs["top_p_rest"] < 0),
+        _same,
         lambda x, c: filters.top_p(x, c.knobs["top_p"], c.knobs["top_p_rest"], rule),
     )
 
 
-def _typical(rule: np.float32) -> Step:
-    return _filter("typical_p", lambda x, p_B: filters.typical(x, p_B, rule), 1)
+def _typical(rule: float) -> Step:
+    return Step(
+        _differs("typical_p", 1), _same, lambda x, c: filters.typical(x, c.knobs["typical_p"], rule)
+    )
 
 
-BIAS = Step(_always, lambda x, c: bans.biased(x, c.rules.bias_BV))
+BIAS = Step(
+    lambda c: (c.rules.bias_BV != 0).any(axis=1), lambda x, c: bans.biased(x, c.rules.bias_BV)
+)
 SEQUENCES = _sequences(lambda c: jnp.zeros_like(c.prompt_B))
 OUTPUT_SEQUENCES = _sequences(lambda c: c.prompt_B)
 ENCODER_REPETITION = Step(
@@ -140,16 +151,14 @@ REPETITION = Step(
 OUTPUT_PRESENCE = _presence(_output)
 PRESENCE = _presence(_text)
 DRY = Step(_differs("dry_multiplier", 0), _dry)
-NGRAM = Step(
-    _differs("no_repeat_ngram_size", 0),
-    lambda x, c: penalties.no_repeated_ngram(
-        x, c.knobs["no_repeat_ngram_size"], c.tokens_BS, c.lengths_B, c.tokens_BS, c.lengths_B
-    ),
-)
-ENCODER_NGRAM = Step(
-    _differs("encoder_no_repeat_ngram_size", 0),
-    lambda x, c: penalties.no_repeated_ngram(
-        x, c.knobs["encoder_no_repeat_ngram_size"], c.read_BR, c.read_B, c.tokens_BS, c.lengths_B
+NGRAMS = Step(
+    lambda c: (c.knobs["no_repeat_ngram_size"] > 0) | (c.knobs["encoder_no_repeat_ngram_size"] > 0),
+    lambda x, c: penalties.no_repeated_ngrams(
+        x,
+        (c.knobs["no_repeat_ngram_size"], c.knobs["encoder_no_repeat_ngram_size"]),
+        (c.read_BR, c.read_B),
+        c.tokens_BS,
+        c.lengths_B,
     ),
 )
 MINIMUM = Step(
@@ -167,11 +176,11 @@ BEGIN = Step(
     lambda x, c: bans.without(x, c.rules.begin_BN),
 )
 TEMPERATURE = Step(
-    lambda c: (c.knobs["temperature"] > 0) & (c.knobs["temperature"] != 1),
+    lambda c: (c.knobs["temperature"] != 1) & (c.knobs["dynatemp_range"] == 0) & _drawn(c),
     lambda x, c: filters.temperature(x, c.knobs["temperature"]),
 )
 DYNAMIC = Step(
-    lambda c: (c.knobs["temperature"] > 0) & (c.knobs["dynatemp_range"] > 0),
+    lambda c: (c.knobs["dynatemp_range"] > 0) & _drawn(c),
     lambda x, c: filters.dynamic_temperature(
         x, c.knobs["temperature"], c.knobs["dynatemp_range"], c.knobs["dynatemp_exponent"]
     ),
@@ -180,8 +189,8 @@ SIGMA = _filter("top_n_sigma", filters.top_n_sigma)
 TOP_H = _filter("top_h", filters.top_h)
 TOP_K = _filter("top_k", filters.top_k)
 EXACTLY_TOP_K = _filter("top_k", filters.exactly_top_k)
-TOP_P = _nucleus(selection.REACHES)
-WITHIN_TOP_P = _nucleus(selection.WITHIN)
+TOP_P = _top_p(selection.REACHES)
+WITHIN_TOP_P = _top_p(selection.WITHIN)
 MIN_P = _filter("min_p", filters.min_p)
 TYPICAL = _typical(selection.REACHES)
 EXCEEDING_TYPICAL = _typical(selection.EXCEEDS)
@@ -197,44 +206,92 @@ CHAINS: dict[str, tuple[Step, ...]] = {
     "hf": (
         *(BIAS, SEQUENCES),
         *(ENCODER_REPETITION, REPETITION, OUTPUT_PRESENCE, DRY),
-        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
-        *(TEMPERATURE, SIGMA, TOP_H, TOP_K, TOP_P, MIN_P, TYPICAL, EPSILON, ETA, XTC, MIROSTAT),
+        *(NGRAMS, MINIMUM, FORCED, DECAY, BEGIN),
+        *(
+            TEMPERATURE,
+            DYNAMIC,
+            SIGMA,
+            TOP_H,
+            TOP_K,
+            TOP_P,
+            MIN_P,
+            TYPICAL,
+            EPSILON,
+            ETA,
+            XTC,
+            MIROSTAT,
+        ),
     ),
     "vllm": (
         *(OUTPUT_SEQUENCES, BIAS),
         *(REPETITION, OUTPUT_PRESENCE, ENCODER_REPETITION, DRY),
-        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
-        *(TEMPERATURE, SIGMA, TOP_H, MIN_P, TOP_K, TOP_P, TYPICAL, EPSILON, ETA, XTC, MIROSTAT),
+        *(NGRAMS, MINIMUM, FORCED, DECAY, BEGIN),
+        *(
+            TEMPERATURE,
+            DYNAMIC,
+            SIGMA,
+            TOP_H,
+            MIN_P,
+            TOP_K,
+            TOP_P,
+            TYPICAL,
+            EPSILON,
+            ETA,
+            XTC,
+            MIROSTAT,
+        ),
     ),
     "llama.cpp": (
         *(BIAS, SEQUENCES),
         *(ENCODER_REPETITION, REPETITION, PRESENCE, DRY),
-        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
+        *(NGRAMS, MINIMUM, FORCED, DECAY, BEGIN),
         *(SIGMA, TOP_H, EXACTLY_TOP_K, EXCEEDING_TYPICAL, TOP_P, MIN_P, EPSILON, ETA, XTC),
-        *(TEMPERATURE, MIROSTAT),
+        *(TEMPERATURE, DYNAMIC, MIROSTAT),
     ),
     "strict": (
         *(BIAS, SEQUENCES),
         *(ENCODER_REPETITION, REPETITION, OUTPUT_PRESENCE, DRY),
-        *(NGRAM, ENCODER_NGRAM, MINIMUM, FORCED, DECAY, BEGIN),
-        *(TEMPERATURE, SIGMA, TOP_H, EXACTLY_TOP_K, WITHIN_TOP_P),
+        *(NGRAMS, MINIMUM, FORCED, DECAY, BEGIN),
+        *(TEMPERATURE, DYNAMIC, SIGMA, TOP_H, EXACTLY_TOP_K, WITHIN_TOP_P),
         *(MIN_P, TYPICAL, EPSILON, ETA, XTC, MIROSTAT),
     ),
 }
 
 
 def run(steps: tuple[Step, ...], logits_BV: jax.Array, context: Context) -> jax.Array:
-    """The steps one after the other, each on the rows that ask for it; free where no row asks for any."""
-    asked = [step.asked(context) for step in steps]
+    """The steps one after the other, each on the rows that ask for it; free where no row asks for any.
 
-    def changed(logits_BV: jax.Array) -> jax.Array:
-        for step, asked_B in zip(steps, asked, strict=True):
-            change = functools.partial(step.change, logits_BV, context)
-            logits_BV = gates.when(asked_B, logits_BV, change)
-        return logits_BV
+    One loop over the steps that are asked for, with a switch: so the search for a nucleus is compiled once.
+    """
+    asked_NB = jnp.stack([step.asked(context) for step in steps])
+    ranks_N = jnp.array([step.rank is not None for step in steps])
+    changes = [lambda x, step=step: step.change(x, context) for step in steps]
+    rankings = [lambda x, step=step: _plain(step.rank(x, context)) for step in steps if step.rank]
 
-    anything = functools.reduce(jnp.logical_or, asked).any()
-    return jax.lax.cond(anything, changed, lambda x: x, logits_BV)
+    def change(i: jax.Array, logits_BV: jax.Array) -> jax.Array:
+        return jax.lax.switch(i, changes, logits_BV)
+
+    def nucleus(i: jax.Array, logits_BV: jax.Array) -> jax.Array:
+        ranking = jax.lax.switch(jnp.cumsum(ranks_N)[i] - 1, rankings, logits_BV)
+        ranking = ranking._replace(p_B=jnp.where(asked_NB[i], ranking.p_B, np.float32(0)))
+        return gates.keep(logits_BV, selection.nucleus(ranking))
+
+    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left_N, logits_BV = state
+        i = jnp.argmax(left_N)
+        if rankings:
+            changed_BV = jax.lax.cond(ranks_N[i], nucleus, change, i, logits_BV)
+        else:
+            changed_BV = change(i, logits_BV)
+        return left_N.at[i].set(False), jnp.where(asked_NB[i][:, None], changed_BV, logits_BV)
+
+    state = (asked_NB.any(axis=1), logits_BV)
+    return jax.lax.while_loop(lambda state: state[0].any(), step, state)[1]
+
+
+def _plain(ranking: selection.Ranking) -> selection.Ranking:
+    """With arrays in place of numbers, so that any can be switched to."""
+    return ranking._replace(rule=jnp.float32(ranking.rule), ties=jnp.array(ranking.ties))
 
 
 PRESETS: dict[str, Callable[[jax.Array, Context], jax.Array]] = {
@@ -251,40 +308,3 @@ def surprise(context: Context, sampled_logprob_B: jax.Array) -> jax.Array:
     error_B = observed_B - context.knobs["mirostat_tau"]
     moved_B = context.surprise_B - context.knobs["mirostat_eta"] * error_B
     return jnp.where(context.knobs["mirostat"] == 2, moved_B, context.surprise_B)
-
-
-class Knobs(struct.PyTreeNode):
-    """The settings of a batch as arrays, one value per row.
-
-    Attributes:
-        temperature_B: float32; 0 is greedy.
-        top_k_B: int32; 0 keeps all.
-        top_p_B: float32; 1 keeps all.
-        top_p_rest_B: float32, what p has beyond its float32 rounding.
-    """
-
-    temperature_B: jax.Array
-    top_k_B: jax.Array
-    top_p_B: jax.Array
-    top_p_rest_B: jax.Array
-
-
-def knobs(settings: Sequence[Settings]) -> Knobs:
-    """The arrays of some rows' settings. A greedy row filters nothing: its choice could not change."""
-    drawn = [s.temperature > 0 for s in settings]
-    p = np.array([s.top_p if d else 1.0 for s, d in zip(settings, drawn, strict=True)], np.float64)
-    return Knobs(
-        temperature_B=np.array([s.temperature for s in settings], np.float32),
-        top_k_B=np.array([s.top_k * d for s, d in zip(settings, drawn, strict=True)], np.int32),
-        top_p_B=p.astype(np.float32),
-        top_p_rest_B=(p - p.astype(np.float32)).astype(np.float32),
-    )
-
-
-def hf(logits_BV: jax.Array, knobs: Knobs) -> jax.Array:
-    """The preset `hf` of temperature, top-k and top-p alone."""
-    logits_BV = filters.temperature(logits_BV, knobs.temperature_B)
-    k_B, p_B, rest_B = knobs.top_k_B, knobs.top_p_B, knobs.top_p_rest_B
-    logits_BV = gates.when(k_B > 0, logits_BV, lambda x=logits_BV: filters.top_k(x, k_B))
-    active_B = (p_B < 1) | (rest_B < 0)
-    return gates.when(active_B, logits_BV, lambda: filters.top_p(logits_BV, p_B, rest_B))

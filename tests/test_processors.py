@@ -7,6 +7,7 @@ and, marked `oracle`, the processors of Hugging Face transformers.
 import fractions
 import math
 
+import chains
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,25 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from decode import pairs, processors
+from decode import pairs, processors, selection
 from decode.settings import Settings
 
-HF = jax.jit(processors.hf)
 INF = float("inf")
+STEPS = (processors.TEMPERATURE, processors.TOP_K, processors.TOP_P)
+logs = chains.logs
 
 
 def kept(logits_BV, settings):
-    """The kept ids of each row; `settings` is one for all rows, or one for each."""
-    logits_BV = np.asarray(logits_BV, np.float32)
-    if isinstance(settings, Settings):
-        settings = [settings] * len(logits_BV)
-    out_BV = np.asarray(HF(logits_BV, processors.knobs(settings)))
-    return [set(np.flatnonzero(row > -INF).tolist()) for row in out_BV]
+    return chains.kept(STEPS, logits_BV, settings)
 
 
-def logs(*probabilities):
-    with np.errstate(divide="ignore"):
-        return np.log(np.array([probabilities])).astype(np.float32)
+def HF(logits_BV, settings):
+    return chains.apply(STEPS, logits_BV, settings)
+
+
+def test_temperature_top_k_and_top_p_stand_in_this_order_in_the_preset_hf():
+    chain = processors.CHAINS["hf"]
+    assert tuple(step for step in chain if step in STEPS) == STEPS
 
 
 def brute_force(logits, settings):
@@ -73,7 +74,7 @@ def test_the_teaching_example_holds_however_thin_the_rest_is_spread(rest):
 
 def _odds(logits_BV, temperature):
     """Of cake against donut."""
-    out_BV = HF(logits_BV, processors.knobs([Settings(temperature=temperature)]))
+    out_BV = HF(logits_BV, [Settings(temperature=temperature)])
     return np.exp(float(out_BV[0, CAKE] - out_BV[0, DONUT]))
 
 
@@ -129,7 +130,7 @@ def test_top_p_looks_at_what_top_k_has_left_and_at_tempered_logits():
 
 def test_a_row_whose_largest_logit_is_infinite_is_left_as_it_is_by_top_p():
     for row in ([INF, 1.0, INF, 0.0], [-INF] * 4):
-        out_BV = processors.top_p(jnp.array([row, [3.0, 2.0, 1.0, 0.0]]), jnp.array([0.5, 0.5]))
+        out_BV = HF([row, [3.0, 2.0, 1.0, 0.0]], Settings(top_p=0.5))
         assert out_BV.tolist() == [row, [3.0, -INF, -INF, -INF]]
 
 
@@ -140,7 +141,7 @@ def test_values_that_are_kept_are_only_divided_by_the_temperature():
         Settings(temperature=1.3, top_p=0.6),
         Settings(temperature=0.0, top_k=3, top_p=0.1),
     ]
-    out_BV = np.asarray(HF(logits_BV, processors.knobs(settings)))
+    out_BV = np.asarray(HF(logits_BV, settings))
     divided_BV = logits_BV / np.array([0.7, 1.3, 1.0], np.float32)[:, None]
     assert (out_BV == np.where(out_BV > -INF, divided_BV, -INF)).all()
     assert [int((row > -INF).sum()) for row in out_BV][0::2] == [7, 101]
@@ -189,10 +190,10 @@ def test_a_row_keeps_the_same_bits_whatever_its_neighbours_ask_for():
     mine, others = rng.randn(1, 307).astype(np.float32), rng.randn(5, 307).astype(np.float32)
     wishes = [Settings(), Settings(top_k=5), Settings(top_p=0.3), Settings(temperature=0.0)]
     for wish in [*wishes, Settings(temperature=0.7, top_k=50, top_p=0.9)]:
-        alone = HF(np.repeat(mine, 2, axis=0), processors.knobs([wish] * 2))[0]
+        alone = HF(np.repeat(mine, 2, axis=0), [wish] * 2)[0]
         together = HF(
             np.concatenate([others[:3], mine, others[3:]]),
-            processors.knobs([*wishes[:3], wish, wishes[3], wishes[1]]),
+            [*wishes[:3], wish, wishes[3], wishes[1]],
         )[3]
         assert (np.asarray(alone).view(np.uint32) == np.asarray(together).view(np.uint32)).all()
 
@@ -200,9 +201,12 @@ def test_a_row_keeps_the_same_bits_whatever_its_neighbours_ask_for():
 def test_sums_of_pairs_equal_exact_sums_to_43_bits_where_float32_has_30():
     x_BV = np.exp(4 * np.random.RandomState(0).randn(3, 20_011)).astype(np.float32)
     exact_B = [math.fsum(row.tolist()) for row in x_BV]
-    high_B1, low_B1 = pairs.total(jnp.asarray(x_BV))
-    ours_B = np.asarray(high_B1, np.float64)[:, 0] + np.asarray(low_B1, np.float64)[:, 0]
-    np.testing.assert_allclose(ours_B, exact_B, rtol=2.0**-43)
+    for high_B1, low_B1 in (
+        jax.jit(pairs.total)(x_BV),
+        jax.jit(pairs.columns)(selection.fold(jnp.asarray(x_BV), 0)),
+    ):
+        ours_B = np.asarray(high_B1, np.float64)[:, 0] + np.asarray(low_B1, np.float64)[:, 0]
+        np.testing.assert_allclose(ours_B, exact_B, rtol=2.0**-43)
     plain_B = np.asarray(jnp.asarray(x_BV).sum(axis=1), np.float64)
     assert (np.abs(plain_B / exact_B - 1) > 2.0**-30).any()
 
@@ -257,7 +261,7 @@ def test_kept_sets_and_values_equal_those_of_transformers_on_random_logits(
     )
     logits_BV[::3, 1::5] = -INF
     expected_BV = theirs(logits_BV, settings)
-    ours_BV = np.asarray(HF(logits_BV, processors.knobs([settings] * rows)))
+    ours_BV = np.asarray(HF(logits_BV, [settings] * rows))
     assert (ours_BV == expected_BV).all()
 
 
@@ -270,7 +274,7 @@ def test_the_number_and_values_kept_equal_those_of_transformers_on_dyadic_ties(p
     logits_BV = np.log(weights_BV).astype(np.float32)
     for settings in (Settings(top_p=p), Settings(top_k=3), Settings(top_k=3, top_p=p)):
         expected_BV = theirs(logits_BV, settings)
-        ours_BV = np.asarray(HF(logits_BV, processors.knobs([settings] * 200)))
+        ours_BV = np.asarray(HF(logits_BV, [settings] * 200))
         assert (np.sort(ours_BV) == np.sort(expected_BV)).all()
 
 
@@ -279,5 +283,5 @@ def test_the_number_and_values_kept_equal_those_of_transformers_on_dyadic_ties(p
 def test_infinite_logits_are_kept_as_transformers_keeps_them(settings):
     logits_BV = np.array([[1, INF, 3, 0], [-INF, -INF, 2, 1], [INF, INF, 1, 0], [-INF] * 4])
     logits_BV = logits_BV.astype(np.float32)
-    ours_BV = np.asarray(HF(logits_BV, processors.knobs([settings] * 4)))
+    ours_BV = np.asarray(HF(logits_BV, [settings] * 4))
     assert ((ours_BV > -INF) == (theirs(logits_BV, settings) > -INF)).all()
