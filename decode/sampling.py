@@ -25,24 +25,39 @@ def draw(logits_BV: jax.Array, context: Context, preset: str) -> tuple[jax.Array
     """
     kept_BV = processors.PRESETS[preset](logits_BV, context)
     greedy_B1 = (context.knobs["temperature"] == 0)[:, None]
-    best_B1 = kept_BV.max(axis=1, keepdims=True)
 
-    def noisy() -> jax.Array:
+    def noisy() -> tuple[jax.Array, jax.Array, jax.Array]:
         keys_B = keys.fold(context.keys_B, context.lengths_B, "sample")
-        level_BV = kept_BV - best_B1 + keys.gumbel(keys_B, logits_BV.shape[1])
-        return jnp.where(greedy_B1, kept_BV, level_BV)
+        level_BV = kept_BV - kept_BV.max(axis=1, keepdims=True)
+        level_BV = level_BV + keys.gumbel(keys_B, logits_BV.shape[1])
+        score_BV = jnp.where(greedy_B1, kept_BV, level_BV)
+        token_B, margin_B = best(score_BV)
+        sampled_B = jnp.where(greedy_B1[:, 0], ZERO, _logprob(kept_BV, token_B))
+        return token_B, margin_B, sampled_B
 
-    score_BV = jax.lax.cond(greedy_B1.all(), lambda: kept_BV, noisy)
-    token_B = jnp.argmax(score_BV, axis=1).astype(jnp.int32)
-    chosen_BV = jnp.arange(logits_BV.shape[1])[None] == token_B[:, None]
-    runner_up_B = jnp.where(chosen_BV, -jnp.inf, score_BV).max(axis=1)
-    sampled_B = jnp.where(greedy_B1[:, 0], ZERO, _logprob(kept_BV, token_B))
+    token_B, margin_B, sampled_B = jax.lax.cond(
+        greedy_B1.all(), lambda: (*best(kept_BV), jnp.zeros(len(kept_BV), jnp.float32)), noisy
+    )
+    chosen_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0]
     return token_B, {
         "logprobs": _logprob(logits_BV, token_B),
-        "sampled_logprobs": jnp.where(best_B1[:, 0] == -jnp.inf, jnp.nan, sampled_B),
-        "margins": score_BV.max(axis=1) - runner_up_B,
+        "sampled_logprobs": jnp.where(chosen_B > -jnp.inf, sampled_B, jnp.nan),
+        "margins": margin_B,
         **likelihood(logits_BV, kept_BV, token_B, context),
     }
+
+
+def best(score_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first of the largest scores of each row, and by how much it wins; of what is no number, the last.
+
+    Two plain reductions: XLA's argmax on a CPU looks at one number at a time (0.9 ms at [8, 50257], against 0.1).
+    """
+    last = score_BV.shape[1] - 1
+    ids_1V = jnp.arange(score_BV.shape[1], dtype=jnp.int32)[None]
+    best_B1 = score_BV.max(axis=1, keepdims=True)
+    token_B = jnp.where(score_BV == best_B1, ids_1V, last).min(axis=1)
+    runner_up_B = jnp.where(ids_1V == token_B[:, None], -jnp.inf, score_BV).max(axis=1)
+    return token_B, best_B1[:, 0] - runner_up_B
 
 
 def likelihood(
