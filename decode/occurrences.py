@@ -47,7 +47,7 @@ def runs(
         last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(lengths_B - i, 0)[:, None], axis=1)
         inside_BR = (before_1R >= i) & (lengths_B >= i)[:, None]
         same_BR &= inside_BR & (jnp.roll(past_BR, i, axis=1) == last_B1)
-        return i + 1, same_BR, run_BR + same_BR
+        return i + 1, same_BR, run_BR + same_BR.astype(jnp.int32)
 
     state = (jnp.int32(1), real_BR, jnp.zeros(past_BR.shape, jnp.int32))
     return jax.lax.while_loop(lambda s: s[1].any() & (s[0] <= most), step, state)[2]
