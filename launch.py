@@ -40,16 +40,16 @@ _CACHE = flags.DEFINE_string(
     os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ganymede", "xla"),
     "where compiled programs are kept for the next run; empty keeps none",
 )
-_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "n")
-for _name in _SETTINGS:
-    flags.DEFINE_string(_name, None, f"decode.Settings.{_name}, for decode and inspect")
+_DRAFT = flags.DEFINE_string("draft", None, "decode: the model of --num_assistant_tokens")
+_AMATEUR = flags.DEFINE_string("amateur", None, "decode: the model of --contrastive_beta")
 
-# Which flags a verb reads; one that it would ignore is refused.
+# Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
+_SETTINGS = ("decode", "inspect")
 _READS: dict[str, tuple[str, ...]] = {
     "train": ("config", "workdir"),
-    "decode": ("from", "workdir", "config", "prompt", "prompts", "seed", *_SETTINGS),
+    "decode": ("from", "workdir", "config", "prompt", "prompts", "seed", "draft", "amateur"),
     "eval": ("from",),
-    "inspect": ("from", "prompt", *_SETTINGS),
+    "inspect": ("from", "prompt"),
     "replay": ("workdir",),
     "import": ("from", "workdir"),
     "export": ("from", "workdir"),
@@ -73,20 +73,24 @@ def train_verb(overrides: Sequence[str]) -> int:
 def decode_verb(overrides: Sequence[str]) -> int:
     """complete prompts, and write completions.jsonl and manifest.json"""
     import model
-    from decode import manifest, prompts
+    from decode import manifest, options, prompts, rules
     from train import recipe, report
 
-    source, given = _directory("from"), prompts.numbers(_given())
+    source, given = _directory("from"), options.values(_given())
     lm, seed = model.load(source), _SEED.value
-    named = prompts.asked(_PROMPT.value, _PROMPTS.value, given)
+    others = {f.name: model.load(f.value) for f in (_DRAFT, _AMATEUR) if f.value}
+    named = prompts.asked(_PROMPT.value, _PROMPTS.value, given, lm.tokenizer)
     if not named:
         asked = (recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)).decode
         named, seed = asked.requests(given), asked.seed if seed is None else seed
-    requests, completions = report.complete(lm, named, seed := seed or 0)
+    for note in rules.notes(lm, [request.settings for _, request in named]):
+        print(f"note: {note}", file=sys.stderr)
+    requests, completions = report.complete(lm, named, seed := seed or 0, **others)
     name = f"{manifest.digest(requests)[:8]}-{seed}"  # the same request is the same record
     home = source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
     workdir = pathlib.Path(_WORKDIR.value or home / "decode" / name)
-    manifest.write(workdir, lm, requests, completions, seed=seed, prompts=_PROMPTS.value)
+    record = dict(seed=seed, prompts=_PROMPTS.value, **others)
+    manifest.write(workdir, lm, requests, completions, **record)
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
     return 0
 
@@ -101,10 +105,10 @@ def eval_verb(overrides: Sequence[str]) -> int:
 
 def inspect_verb(overrides: Sequence[str]) -> int:
     """draw a run's loss curve, attention maps and next-token distributions"""
-    from decode import prompts
+    from decode import options
     from train import report
 
-    return report.run(_directory("from"), _PROMPT.value, prompts.numbers(_given()))
+    return report.run(_directory("from"), _PROMPT.value, options.values(_given()))
 
 
 def replay_verb(overrides: Sequence[str]) -> int:
@@ -196,12 +200,17 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """The program, the verb, and the overrides of the config; every mistake is one line."""
+    from decode import options
     from model import errors
 
     if not argv[1:] or any(word in ("-h", "--help") for word in argv):
         verbs = "\n".join(f"  {name:<8} {function.__doc__}" for name, function in VERBS.items())
         print(f"usage: python launch.py VERB [--flags]\n{verbs}\n{flags.FLAGS.main_module_help()}")
+        print(f"\nsettings, of {' and '.join(_SETTINGS)}; {options.FORMS}\n{options.listing()}")
         sys.exit(0 if argv[1:] else 2)
+    for name in options.NAMES:
+        if name not in flags.FLAGS:
+            flags.DEFINE_multi_string(name, None, f"decode.Settings.{name}")
     overrides = [word for word in argv if word.startswith("--config.")]
     try:
         words = flags.FLAGS([word for word in argv if word not in overrides])
@@ -217,10 +226,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
             )
         hint = errors.nearest(word, VERBS)
         raise errors.BadInput(f"there is no verb {word!r}{hint}; known: {', '.join(VERBS)}")
-    for name in {name for names in _READS.values() for name in names}:
-        if flags.FLAGS[name].present and name not in _READS[words[1]]:
-            reads = ", ".join(f"--{name}" for name in _READS[words[1]])
-            raise errors.BadInput(f"{words[1]} does not read --{name}; it reads {reads}")
+    reads, settings = _READS[words[1]], options.NAMES if words[1] in _SETTINGS else ()
+    for name in (*options.NAMES, *(name for names in _READS.values() for name in names)):
+        if flags.FLAGS[name].present and name not in (*reads, *settings):
+            listed = ", ".join(f"--{name}" for name in (*reads, *settings[:1]))
+            more = " and the other settings" if settings else ""
+            raise errors.BadInput(f"{words[1]} does not read --{name}; it reads {listed}{more}")
     if overrides and _CONFIG.value is None:
         raise errors.BadInput(
             f"{overrides[0]} changes a recipe, and none is given; add --config=FILE"
@@ -278,9 +289,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _given() -> dict[str, str]:
-    """The settings that were given as flags."""
-    return {name: str(flags.FLAGS[name].value) for name in _SETTINGS if flags.FLAGS[name].present}
+def _given() -> dict[str, list[str]]:
+    """The texts of the settings that were given as flags."""
+    from decode import options
+
+    return {name: flags.FLAGS[name].value for name in options.NAMES if flags.FLAGS[name].present}
 
 
 def _directory(flag: str) -> pathlib.Path:

@@ -1,8 +1,8 @@
 """How do prompts arrive from files and pipes? One JSON object per line, each a request."""
 
 import contextlib
+import dataclasses
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,35 @@ from typing import Any
 from decode.requests import Request
 from decode.settings import Settings
 from model import errors
+from model.tokenizer import Tokenizer
 
-FIELDS = ("prompt", "id", "settings")
+FIELDS = ("prompt", "messages", "id", "settings", "reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What a line says.
+
+    Attributes:
+        where: file and line, for messages.
+        prompt: text or token ids; those of a conversation where the line has messages.
+        id: if it has one.
+        settings: those that the line gives.
+        references: texts that a good completion would resemble.
+    """
+
+    where: str
+    prompt: Any
+    id: str | int | None
+    settings: Mapping[str, Any]
+    references: tuple[str, ...]
 
 
 def asked(
-    texts: Sequence[str] | None, path: str | None, given: Mapping[str, Any]
+    texts: Sequence[str] | None,
+    path: str | None,
+    given: Mapping[str, Any],
+    words: Tokenizer | None = None,
 ) -> list[tuple[str, Request]]:
     """The requests of a command line, each with the name of its settings, which is empty: they have none.
 
@@ -23,80 +46,119 @@ def asked(
         texts: prompts; `-` is all of standard input.
         path: of JSON lines; `-` is standard input.
         given: settings, for prompts that bring none of their own.
+        words: the tokenizer, whose chat template lines with messages need.
     """
     if texts and path:
         raise errors.BadInput("--prompt and --prompts are both given; give one of them")
     if path:
-        return [("", request) for request in read(path, given)]
+        return [("", request) for request in read(path, given, words)]
     settings = errors.build(Settings, given, "settings")
     prompts = [sys.stdin.read() if text == "-" else text for text in texts or ()]
     return [("", Request(prompt, settings, place)) for place, prompt in enumerate(prompts)]
 
 
-def read(path: str, defaults: Mapping[str, Any]) -> list[Request]:
+def read(path: str, defaults: Mapping[str, Any], words: Tokenizer | None = None) -> list[Request]:
     """The requests in a file of JSON lines, or in standard input for `-`."""
-    with _opened(path) as lines:
-        return parse(lines, "standard input" if path == "-" else path, defaults)
+    with _opened(path) as texts:
+        return parse(texts, "standard input" if path == "-" else path, defaults, words)
 
 
-def numbers(texts: Mapping[str, str]) -> dict[str, int | float]:
-    """Settings as they stand on a command line, as numbers.
-
-    Example: `{"top_k": "5", "temperature": "0.7"}` is `{"top_k": 5, "temperature": 0.7}`.
-    """
-    values: dict[str, int | float] = {}
-    for name, text in texts.items():
-        try:
-            values[name] = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-        except ValueError as error:
-            raise errors.BadInput(
-                f"--{name} is {text!r}; it must be a number, such as --{name}=1"
-            ) from error
-    return values
-
-
-def parse(lines: Iterable[str], where: str, defaults: Mapping[str, Any]) -> list[Request]:
+def parse(
+    texts: Iterable[str], where: str, defaults: Mapping[str, Any], words: Tokenizer | None = None
+) -> list[Request]:
     """The requests of JSON lines such as `{"prompt": "Once", "id": "a", "settings": {"top_k": 5}}`.
 
-    `prompt` is text or a list of token ids; `id` and `settings` may be left out. Settings that a line
+    `prompt` is text or a list of token ids, and `messages` instead of it a conversation, such as
+    `[{"role": "user", "content": "Hi"}]`. `id`, `settings` and `reference` may be left out. Settings that a line
     does not give are those of `defaults`. Empty lines are passed over.
 
     Raises:
         BadInput: naming the file and the line.
     """
-    requests = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            requests.append(_request(line, f"{where} line {number}", defaults))
-    if not requests:
+    return [_request(line, defaults) for line in lines(texts, where, words)]
+
+
+def lines(texts: Iterable[str], where: str, words: Tokenizer | None = None) -> list[Line]:
+    """What the lines say, before it becomes requests; a `reference` is a text or a list of texts."""
+    found: list[Line] = []
+    places: dict[str, int] = {}
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        line = _line(text, f"{where} line {number}", words)
+        if line.id is not None and (first := places.setdefault(str(line.id), number)) != number:
+            raise errors.BadInput(
+                f"{line.where} has id {line.id!r}, as line {first} has; give each request its own"
+            )
+        found.append(line)
+    if not found:
         raise errors.BadInput(f'{where} has no prompts; give lines such as {{"prompt": "Once"}}')
-    return requests
+    return found
 
 
-def _request(line: str, where: str, defaults: Mapping[str, Any]) -> Request:
+def _request(line: Line, defaults: Mapping[str, Any]) -> Request:
+    name = f"{line.where}, settings"
     try:
-        values = json.loads(line)
+        settings = errors.build(Settings, {**defaults, **line.settings}, name)
+        return Request(line.prompt, settings, line.id)
+    except errors.BadInput as error:
+        if str(error).startswith(name):
+            raise
+        raise errors.BadInput(f"{line.where}: {error}") from error
+
+
+def _line(text: str, where: str, words: Tokenizer | None) -> Line:
+    try:
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise errors.BadInput(f"{where} is not JSON ({error}); correct or remove it") from error
-    if not isinstance(values, dict) or "prompt" not in values:
+    if not isinstance(values, dict) or not {"prompt", "messages"} & values.keys():
         raise errors.BadInput(
-            f'{where} is {line.strip()[:60]!r}; it must be an object with a "prompt"'
+            f'{where} is {text.strip()[:60]!r}; it must be an object with a "prompt"'
         )
     for key in values:
         if key not in FIELDS:
             raise errors.BadInput(
                 f"{where} has no field {key!r}{errors.nearest(key, FIELDS)}; known: {', '.join(FIELDS)}"
             )
-    given = values.get("settings", {})
-    if not isinstance(given, dict):
+    if {"prompt", "messages"} <= values.keys():
+        raise errors.BadInput(f"{where} has a prompt and messages; give one of them")
+    settings = values.get("settings", {})
+    if not isinstance(settings, dict):
         raise errors.BadInput(
-            f"{where} has settings {given!r}; they must be an object of names and values"
+            f"{where} has settings {settings!r}; they must be an object of names and values"
         )
-    settings = errors.build(Settings, {**defaults, **given}, f"{where}, settings")
+    prompt = values["prompt"] if "prompt" in values else _said(values["messages"], where, words)
+    return Line(where, prompt, values.get("id"), settings, _references(values, where))
+
+
+def _said(messages: Any, where: str, words: Tokenizer | None) -> list[int]:
+    """The token ids of a conversation, up to where the model is to answer."""
+    fits = isinstance(messages, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
+    )
+    if not messages or not fits:
+        raise errors.BadInput(
+            f'{where} has messages {messages!r}; they must be a list of objects with "role" and "content"'
+        )
+    if words is None:
+        raise errors.BadInput(
+            f"{where} has messages, which need a tokenizer with a chat template; give token ids as its prompt"
+        )
     try:
-        return Request(values["prompt"], settings, values.get("id"))
+        return words.encode(words.chat(messages), special=True)
     except errors.BadInput as error:
         raise errors.BadInput(f"{where}: {error}") from error
+
+
+def _references(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    reference = values.get("reference", [])
+    texts = [reference] if isinstance(reference, str) else reference
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise errors.BadInput(
+            f"{where} has reference {reference!r}; it must be a text or a list of texts"
+        )
+    return tuple(texts)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Does the command line do what it says, and does every mistake end in one line and exit code 2?"""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -11,7 +10,6 @@ import time
 
 import pytest
 
-import decode
 import model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,11 +109,19 @@ def test_decode_takes_settings_and_prompts_from_the_command_line(run, tmp_path):
         f"--workdir={tmp_path}",
         f"--prompts={prompts}",
         "--max_new_tokens=3",
+        "--top_k=999",
+        "--stop=zz",
+        "--stop=qq",
+        "--ignore_eos=true",
+        f"--draft={directory}",
+        "--num_assistant_tokens=2",
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "note: top_k is 999, and the vocabulary has 290 tokens; all are kept\n"
     lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert [(line["id"], line["sample"]) for line in lines] == [("x", 0), ("x", 1)]
-    assert all(len(line["tokens"]) <= 3 for line in lines)
+    assert all(len(line["tokens"]) == 3 for line in lines)
+    assert lines[0]["settings"]["stop"] == ["zz", "qq"]
 
 
 def test_eval_prints_bits_per_byte_beside_xz(run):
@@ -221,6 +227,23 @@ def test_plan_prints_what_a_published_model_would_cost():
             ["decode", "--from={run}", "--prompt=a", "--top_k=few"],
             "--top_k is 'few'; it must be a number",
         ),
+        (
+            ["decode", "--from={run}", "--prompt=a", "--temprature=1"],
+            "Unknown command line flag 'temprature'. Did you mean: temperature?",
+        ),
+        (
+            ["decode", "--from={run}", "--prompt=a", "--regex=(a"],
+            "regex '(a' cannot be used: unclosed group; correct it",
+        ),
+        (
+            ["decode", "--from={run}", "--prompt=a", "--suppress_tokens=[7, 9999]"],
+            "suppress_tokens has token id 9999; this model's are 0 to 289",
+        ),
+        (
+            ["inspect", "--from={run}", "--draft={run}"],
+            "inspect does not read --draft; it reads --from, --prompt, --max_new_tokens and the other settings",
+        ),
+        (["eval", "--from={run}", "--top_k=3"], "eval does not read --top_k; it reads --from"),
         (["decode", "--from={run}", "--prompt="], "empty prompt"),
         (["decode", "--from={run}", "--prompt=" + "cake " * 40], "the context window of 32"),
         (["decode", "--from={run}", "--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
@@ -249,6 +272,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, arguments, message
 def test_no_verb_and_help_list_the_verbs_and_flags(arguments, code):
     done = launch(*arguments)
     assert done.returncode == code
+    assert "\nhow a token is drawn:\n  --temperature " in done.stdout
     assert "--top_k" in done.stdout
     for verb in ("train", "decode", "eval", "inspect", "replay", "import", "export", "plan"):
         assert f"\n  {verb}" in done.stdout
@@ -265,15 +289,6 @@ def test_a_key_that_the_config_file_leaves_out_can_be_given(run, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "config.json").read_text())["runtime"]["dtype"] == "bfloat16"
-
-
-def test_the_flags_for_settings_are_the_fields_of_settings():
-    sys.path.insert(0, str(ROOT))
-    import launch as command_line
-
-    assert [field.name for field in dataclasses.fields(decode.Settings)] == list(
-        command_line._SETTINGS
-    )
 
 
 @pytest.mark.parametrize("after", [0, 0.7])
