@@ -57,16 +57,20 @@ class Grid:
         return len(self.arms) == math.prod(map(len, self.axes.values()))
 
 
-def arms(given: Mapping[str, str], path: str | None = None) -> Grid:
+def arms(given: Mapping[str, str | Sequence[str]], path: str | None = None) -> Grid:
     """The arms of a command line: settings with several values span a grid, and one with one value is every arm's.
 
     Each arm records the likelihood of its tokens, unless it says otherwise.
 
     Args:
-        given: texts of the settings, such as `{"temperature": "0.5,1", "top_k": "50"}`.
+        given: texts of the settings, such as `{"temperature": "0.5,1", "top_k": "50"}`; those of a flag that is
+            repeated in a list.
         path: a JSON file with a list of settings objects, which are then the arms.
     """
-    axes = {name: values(name, text) for name, text in given.items()}
+    axes = {
+        name: [value for each in _flags(texts) for value in values(name, each)]
+        for name, texts in given.items()
+    }
     if path is None:
         rows = product(axes)
     else:
@@ -79,7 +83,7 @@ def arms(given: Mapping[str, str], path: str | None = None) -> Grid:
         rows = [{**fixed, **row} for row in _listed(pathlib.Path(path))]
     if len(rows) < 2:
         raise errors.BadInput(
-            f"the sweep has {len(rows)} arm; give a setting several values, such as --temperature=0.5,1"
+            f"the sweep has {len(rows)} arms, and needs 2; give a setting several values, such as --temperature=0.5,1"
         )
     return of(rows)
 
@@ -178,6 +182,10 @@ def _listed(path: pathlib.Path) -> list[dict[str, Any]]:
             f'--arms={path} must hold a list of settings objects, such as [{{"top_k": 5}}, {{"top_p": 0.9}}]'
         )
     return rows
+
+
+def _flags(texts: str | Sequence[str]) -> Sequence[str]:
+    return (texts,) if isinstance(texts, str) else texts
 
 
 def _value(name: str, text: str) -> Any:

@@ -222,6 +222,7 @@ def bleu(groups: Groups, references: References) -> Estimate | None:
             total=numbers[order:-2],
             sys_len=numbers[-2],
             ref_len=numbers[-1],
+            smooth_method="exp",
         ).score
 
     return Estimate(score(total_C), np.array([score(total_C - row_C) for row_C in rows_NC]))

@@ -73,7 +73,8 @@ def panels(numbers: Mapping[str, Any]) -> Figure:
     longest = max(map(len, ticks))
     margin = 0.5 + LETTER * max(map(len, labels), default=1)
     columns = min(2 if named else COLUMNS, max(len(measures), 1))
-    wide = max(2.0, CELL * len(ticks) if down else 0.4 * len(ticks) * (not named))
+    cell = max(CELL, LETTER * (1 + _longest(measures))) if down else 0.4 * (not named)
+    wide = max(2.0, cell * len(ticks))
     turned = not named and LETTER * (longest + 1) > wide / len(ticks)
     high = max(0.9, 0.3 * len(labels)) if down else max(1.2, 0.24 * len(labels))
     gap, title = 0.2 if labels else 0.55, 0.48
@@ -119,9 +120,8 @@ def _cells(axes: Axes, measure: Mapping[str, Any]) -> None:
         aspect="auto",
     )
     for (row, column), value in np.ndenumerate(values):
-        finite = math.isfinite(value)
-        dark = finite and (value - low) / span > 0.35
-        text = f"{value:.{measure['digits']}f}" if finite else "-"
+        dark = math.isfinite(value) and (value - low) / span > 0.35
+        text = _written(measure, value)
         color = "white" if dark else figures.INK
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     _bare(axes)
@@ -186,10 +186,16 @@ def _note(numbers: Mapping[str, Any]) -> str:
         note += " Bars: 95 % intervals over prompts."
     if numbers["averaged"]:
         note += f" Each cell is the mean over {' and '.join(numbers['averaged'])}."
-    same = [f"{each['title']} {_number(each)}" for each in numbers["constant"]]
+    same = [f"{each['title']} {_written(each, each['value'])}" for each in numbers["constant"]]
     return note + (f" No difference in {', '.join(same)}." if same else "")
 
 
-def _number(measure: Mapping[str, Any]) -> str:
-    value = measure["value"]
-    return "unknown" if value is None else f"{value:.{measure['digits']}f}"
+def _written(measure: Mapping[str, Any], value: float | None) -> str:
+    known = value is not None and math.isfinite(value)
+    return f"{value:.{measure['digits']}f}" if known else "-"
+
+
+def _longest(measures: Sequence[Mapping[str, Any]]) -> int:
+    """Letters of the longest number in a cell."""
+    texts = (_written(each, x) for each in measures for row in each["values"] for x in row)
+    return max(map(len, texts), default=0)
