@@ -78,19 +78,29 @@ def decode_verb(overrides: Sequence[str]) -> int:
 
     source, given = _directory("from"), options.values(_given())
     lm, seed = model.load(source), _SEED.value
-    others = {f.name: model.load(f.value) for f in (_DRAFT, _AMATEUR) if f.value}
+    draft, amateur = (model.load(f.value) if f.value else None for f in (_DRAFT, _AMATEUR))
     named = prompts.asked(_PROMPT.value, _PROMPTS.value, given, lm.tokenizer)
     if not named:
         asked = (recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)).decode
         named, seed = asked.requests(given), asked.seed if seed is None else seed
     for note in rules.notes(lm, [request.settings for _, request in named]):
         print(f"note: {note}", file=sys.stderr)
-    requests, completions = report.complete(lm, named, seed := seed or 0, **others)
+    requests, completions = report.complete(
+        lm, named, seed := seed or 0, draft=draft, amateur=amateur
+    )
     name = f"{manifest.digest(requests)[:8]}-{seed}"  # the same request is the same record
     home = source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
     workdir = pathlib.Path(_WORKDIR.value or home / "decode" / name)
-    record = dict(seed=seed, prompts=_PROMPTS.value, **others)
-    manifest.write(workdir, lm, requests, completions, **record)
+    manifest.write(
+        workdir,
+        lm,
+        requests,
+        completions,
+        seed=seed,
+        draft=draft,
+        amateur=amateur,
+        prompts=_PROMPTS.value,
+    )
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
     return 0
 
@@ -293,7 +303,11 @@ def _given() -> dict[str, list[str]]:
     """The texts of the settings that were given as flags."""
     from decode import options
 
-    return {name: flags.FLAGS[name].value for name in options.NAMES if flags.FLAGS[name].present}
+    return {
+        name: list(flags.FLAGS[name].value or ())
+        for name in options.NAMES
+        if flags.FLAGS[name].present
+    }
 
 
 def _directory(flag: str) -> pathlib.Path:

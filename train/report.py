@@ -210,19 +210,24 @@ def completions_table(
 
 
 def complete(
-    lm: model.LM, named: Sequence[tuple[str, Request]], seed: int, **others: model.LM
+    lm: model.LM,
+    named: Sequence[tuple[str, Request]],
+    seed: int,
+    *,
+    draft: model.LM | None = None,
+    amateur: model.LM | None = None,
 ) -> tuple[list[Request], list[Completion]]:
     """Completes and prints: one completion on a terminal while it is made, everything else as a table.
 
-    `others` are those that `decode.generate` knows: `draft` and `amateur`.
+    `draft` and `amateur` are those of `decode.generate`.
     """
     requests = decode.requests(request for _, request in named)
     texts = [r.prompt if isinstance(r.prompt, str) else lm.words.decode(r.prompt) for r in requests]
     single = len(requests) == 1 and max(requests[0].settings.n, requests[0].settings.best_of) == 1
     if single and sys.stdout.isatty():
-        pieces = decode.stream(lm, requests[0], seed=seed, **others)
+        pieces = decode.stream(lm, requests[0], seed=seed, draft=draft, amateur=amateur)
         return requests, [completion_stream(texts[0], pieces)]
-    completions = decode.generate(lm, requests, seed=seed, **others)
+    completions = decode.generate(lm, requests, seed=seed, draft=draft, amateur=amateur)
     names = [name for name, _ in named]
     told = {r.id: (name, text) for r, name, text in zip(requests, names, texts, strict=True)}
     completions_table((*told[done.id], done) for done in completions)
