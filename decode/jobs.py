@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decode import context, keys, loop, rules
+from decode import context, contrastive, keys, loop, rules
 from decode import state as states
 from decode import strategy as strategies
 from decode.context import Context
@@ -283,8 +283,17 @@ def begin(
         guide_B=number(job.guide_token),
         caches=_widened(caches, rows),
         records=_blank_records(rows, held),
-        search=loop.SEARCHES[job.strategy.kind](job.strategy, lm.net, rows, held),
+        search=_search(lm, job, rows, held),
     )
+
+
+def _search(lm: LM, job: Job, rows: int, held: int) -> Any:
+    """What a job's search begins with; contrastive search compares with the hidden states of what was read."""
+    blank = loop.SEARCHES[job.strategy.kind](job.strategy, lm.net, rows, held)
+    if job.strategy.kind != "contrastive" or lm.config.family == "encoder_decoder":
+        return blank
+    size = bucket(len(job.read), SMALLEST_PROMPT, lm.config.context_length)
+    return contrastive.read(lm.net, lm.params, blank, _padded(job.read, size))
 
 
 @functools.partial(jax.jit, static_argnames=("rows",))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from decode import beam, drafting, guides, processors, sampling
+from decode import beam, contrastive, drafting, guides, processors, sampling
 from decode import state as states
 from decode.context import Context
 from decode.state import State
@@ -121,11 +121,12 @@ def _back(before: Models, after: Models, count_B: jax.Array) -> Models:
     )
 
 
-STEPS: dict[str, Step] = {"draw": draw, "beam": beam.step}
+STEPS: dict[str, Step] = {"draw": draw, "beam": beam.step, "contrastive": contrastive.step}
 # What a search keeps beside tokens: made of the strategy, the net, and how many rows and slots there are.
 SEARCHES: dict[str, Callable[[Strategy, nn.Module, int, int], Any]] = {
     "draw": lambda *_: None,
     "beam": beam.blank,
+    "contrastive": contrastive.blank,
 }
 
 
