@@ -20,6 +20,7 @@ from decode.grid import Arm, Grid
 from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import LM, errors, files
+from model.tokenizer import Tokenizer
 
 FORMAT = 1
 ARMS, RECORD = "arms", "sweep.json"
@@ -133,8 +134,11 @@ def home(source: pathlib.Path, asked: Prompts, arms: Grid, seed: int) -> pathlib
     return run / "sweep" / f"{name[:8]}-{seed}"
 
 
-def read(path: str) -> Prompts:
-    """The prompts of JSON lines, each with the settings and references that it brings."""
+def read(path: str, words: Tokenizer | None = None) -> Prompts:
+    """The prompts of JSON lines, each with the settings and references that it brings.
+
+    `words` is the tokenizer, whose chat template lines with messages need.
+    """
     where = "standard input" if path == "-" else path
     try:
         text = sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8")
@@ -146,18 +150,13 @@ def read(path: str) -> Prompts:
         raise errors.BadInput(
             f"{path} cannot be read ({error.strerror}); name a file of JSON lines"
         ) from error
-    given, references, lines = [], {}, []
-    for number, line in enumerate(text.split("\n"), start=1):
-        line, settings, reference = _taken_apart(line, f"{where} line {number}")
-        lines.append(line)
-        if line.strip():
-            given.append(settings)
-            references[len(given) - 1] = reference
-    named = decode.requests(prompts.parse(lines, where, {}))
+    lines = prompts.lines(text.split("\n"), where, words)
+    requests = decode.requests(prompts.parse(text.split("\n"), where, {}, words))
+    named = [(r.id, line) for r, line in zip(requests, lines, strict=True)]
     return Prompts(
-        requests=tuple(named),
-        given=tuple(given),
-        references={named[i].id: texts for i, texts in references.items() if texts},  # type: ignore[misc]
+        requests=tuple(requests),
+        given=tuple(line.settings for line in lines),
+        references={name: line.references for name, line in named if line.references},  # type: ignore[misc]
         file=None if path == "-" else path,
     )
 
@@ -229,23 +228,6 @@ def record(models: Models, asked: Prompts, arms: Grid, seed: int) -> dict[str, A
             {"name": arm.name, "digest": arm.digest, "settings": arm.values} for arm in arms.arms
         ],
     }
-
-
-def _taken_apart(line: str, where: str) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
-    """A line without its reference, the settings in it, and the reference; what is no object is left to complain of."""
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError:
-        return line, {}, ()
-    if not isinstance(values, dict):
-        return line, {}, ()
-    reference = values.pop("reference", ())
-    texts = (reference,) if isinstance(reference, str) else reference
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise errors.BadInput(
-            f"{where} has reference {reference!r}; it must be a text or a list of texts"
-        )
-    return json.dumps(values), values.get("settings", {}), tuple(texts)
 
 
 def _merged(arm: Arm, given: Mapping[str, Any], name: str | int | None) -> Settings:

@@ -163,6 +163,19 @@ def test_a_sweep_goes_on_with_the_arms_that_are_not_whole(tmp_path, asked, lm):
     assert all(line.endswith("done before") for line in said[:6]) and len(said) == 8
 
 
+def test_an_arm_whose_place_holds_another_run_is_decoded(tmp_path, asked, lm):
+    swept(lm, asked, tmp_path / "s")
+    swept(lm, asked, tmp_path / "t", seed=1)
+    results = (tmp_path / "s" / "results.json").read_bytes()
+    arm = grid.arms(GIVEN).arms[2]
+    for name in ("manifest.json", "completions.jsonl"):
+        other = (tmp_path / "t" / "arms" / arm.digest / name).read_bytes()
+        (tmp_path / "s" / "arms" / arm.digest / name).write_bytes(other)
+    _, said = swept(lm, asked, tmp_path / "s")
+    assert [line.endswith("done before") for line in said[:6]] == [True] * 2 + [False] + [True] * 3
+    assert (tmp_path / "s" / "results.json").read_bytes() == results
+
+
 def test_a_sweep_killed_in_an_arm_keeps_the_arms_before_it(tmp_path, asked, lm, monkeypatch):
     generate, calls = sweep.batch.generate, []
 
