@@ -25,7 +25,8 @@ def rows_of(settings, vocabulary, tokens=(), prompt=None, source=None, ends=(), 
     """
     count = len(settings)
     plain = context.bare(settings, vocabulary)
-    texts = [list(tokens)] * count if np.ndim(tokens) == 1 else [list(t) for t in tokens]
+    own = len(tokens) > 0 and isinstance(tokens[0], list)
+    texts = tokens if own else [list(tokens)] * count
     slots = max(len(t) for t in texts) + 2
     padded = [t + [vocabulary - 1] * (slots - len(t)) for t in texts]
     lengths = [len(t) for t in texts]
