@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+State = tuple[jax.Array, jax.Array, jax.Array]
+
 
 def members(ids_BN: jax.Array, vocabulary: int) -> jax.Array:
     """True at the tokens [B, V] that are among each row's ids; an id below 0 or beyond V is none."""
@@ -42,7 +44,7 @@ def runs(
     """
     past_BR, real_BR, before_1R = past
 
-    def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def step(state: State) -> State:
         i, same_BR, run_BR = state
         last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(lengths_B - i, 0)[:, None], axis=1)
         inside_BR = (before_1R >= i) & (lengths_B >= i)[:, None]

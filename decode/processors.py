@@ -87,10 +87,12 @@ def _presence(ids_BN: Rows) -> Step:
 
 
 def _dry(logits_BV: jax.Array, context: Context) -> jax.Array:
-    numbers = ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n")
     return penalties.dry(
         logits_BV,
-        *(context.knobs[name] for name in numbers),
+        context.knobs["dry_multiplier"],
+        context.knobs["dry_base"],
+        context.knobs["dry_allowed_length"],
+        context.knobs["dry_penalty_last_n"],
         context.rules.breakers_BV,
         context.tokens_BS,
         context.lengths_B,

@@ -14,7 +14,7 @@ import numpy as np
 from decode import pairs
 
 LANES = 1024
-ROUNDING = np.float32(2**-16)  # see `nucleus`
+ROUNDING = 2.0**-16  # see `nucleus`
 REACHES = ROUNDING
 EXCEEDS = -ROUNDING
 WITHIN = 1 - ROUNDING
@@ -79,8 +79,8 @@ class Ranking(NamedTuple):
     mass_BV: jax.Array  # float32, at least 0
     p_B: jax.Array  # the fraction of the mass
     rest_B: jax.Array  # what it has beyond float32
-    rule: float  # `REACHES`, `EXCEEDS` or `WITHIN`
-    ties: bool = False  # whether all that tie with the last are kept
+    rule: float | jax.Array  # `REACHES`, `EXCEEDS` or `WITHIN`
+    ties: bool | jax.Array = False  # whether all that tie with the last are kept
 
 
 class _Walk(NamedTuple):
@@ -125,7 +125,11 @@ def nucleus(ranking: Ranking) -> jax.Array:
 
 
 def _walk(
-    codes_BNL: jax.Array, mass_BNL: jax.Array, goal: pairs.Pair, guess_B1: jax.Array, rule: float
+    codes_BNL: jax.Array,
+    mass_BNL: jax.Array,
+    goal: pairs.Pair,
+    guess_B1: jax.Array,
+    rule: float | jax.Array,
 ) -> _Walk:
     """From a guess, which need not be a token's code, token by token to the lowest code that is needed."""
     top_B1 = _highest(codes_BNL)
