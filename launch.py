@@ -40,14 +40,19 @@ _CACHE = flags.DEFINE_string(
     os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ganymede", "xla"),
     "where compiled programs are kept for the next run; empty keeps none",
 )
-_DRAFT = flags.DEFINE_string("draft", None, "decode: the model of --num_assistant_tokens")
-_AMATEUR = flags.DEFINE_string("amateur", None, "decode: the model of --contrastive_beta")
+_DRAFT = flags.DEFINE_string("draft", None, "the model of --num_assistant_tokens")
+_AMATEUR = flags.DEFINE_string("amateur", None, "the model of --contrastive_beta")
+_ARMS = flags.DEFINE_string(
+    "arms", None, "a JSON list of settings objects, in place of a grid of flags"
+)
+_BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
 
 # Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
-_SETTINGS = ("decode", "inspect")
+_SETTINGS = ("decode", "inspect", "sweep")
 _READS: dict[str, tuple[str, ...]] = {
     "train": ("config", "workdir"),
     "decode": ("from", "workdir", "config", "prompt", "prompts", "seed", "draft", "amateur"),
+    "sweep": ("from", "prompts", "arms", "baseline", "workdir", "seed", "draft", "amateur"),
     "eval": ("from",),
     "inspect": ("from", "prompt"),
     "replay": ("workdir",),
@@ -102,7 +107,31 @@ def decode_verb(overrides: Sequence[str]) -> int:
         prompts=_PROMPTS.value,
     )
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
-    return 0
+    failed = [done.error for done in completions if done.error]
+    for error in failed:
+        print(f"ganymede: {error}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def sweep_verb(overrides: Sequence[str]) -> int:
+    """decode the same prompts under every combination of settings; a table and a picture"""
+    import model
+    from decode import grid, sweep
+    from model import errors
+    from train import heatmap
+
+    source, arms = _directory("from"), grid.arms(_given(), _ARMS.value)
+    if not _PROMPTS.value:
+        raise errors.BadInput("sweep needs prompts; add --prompts=FILE.jsonl")
+    lm, seed = model.load(source), _SEED.value or 0
+    draft, amateur = (model.load(f.value) if f.value else None for f in (_DRAFT, _AMATEUR))
+    asked = sweep.read(_PROMPTS.value, lm.tokenizer)
+    workdir = pathlib.Path(_WORKDIR.value or sweep.home(source, asked, arms, seed))
+    helpers: dict[str, Any] = dict(draft=draft, amateur=amateur, baseline=_BASELINE.value)
+    outcome = sweep.run(lm, asked, arms, workdir, seed=seed, **helpers)
+    if outcome.numbers["measures"]:
+        print(f"picture: {heatmap.draw(outcome.numbers, workdir)}")
+    return outcome.code
 
 
 def eval_verb(overrides: Sequence[str]) -> int:
@@ -159,6 +188,7 @@ def plan_verb(overrides: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_verb,
     "decode": decode_verb,
+    "sweep": sweep_verb,
     "eval": eval_verb,
     "inspect": inspect_verb,
     "replay": replay_verb,

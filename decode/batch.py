@@ -168,7 +168,7 @@ class _Group:
         self.params = jobs.params(lms, self.strategy)
         self.places = max(1, batch_size // self.strategy.width)
         most = max(len(job.ends) for job in group)
-        self.shapes = dict(
+        self.shapes: dict[str, Any] = dict(
             source=source,
             ends=jobs.bucket(most, jobs.FEWEST_ENDS, 1 << 30),
             counts=rules.counts(lms.main, [job.settings for job in group]),

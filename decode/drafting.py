@@ -48,7 +48,7 @@ def _drawn(
         logits_B1V, draft = nets.draft.apply(
             {"params": params.draft}, newest_B[:, None], going_B[:, None], draft, method="extend"
         )
-        token_B, _ = sampling.draw(logits_B1V[:, 0].astype(jnp.float32), context, strategy.preset)
+        token_B = sampling.draw(logits_B1V[:, 0].astype(jnp.float32), context, strategy.preset)[0]
         return (append(context, token_B), draft), token_B
 
     (_, draft), tokens_TB = jax.lax.scan(

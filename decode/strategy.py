@@ -69,7 +69,8 @@ def of(settings: Settings, config: ModelConfig) -> Strategy:
         raise errors.BadInput(
             f"{s.drafts} tokens are to be drafted, and a recurrent model can take back {STATES - 1}; draft fewer"
         )
-    guide, early = "", ()
+    guide = ""
+    early: tuple[int, ...] = ()
     if s.guidance_scale != 1:
         guide = "prompt"
     elif s.contrastive_beta:
