@@ -264,3 +264,12 @@ def test_the_largest_noise_is_above_32_and_all_of_it_is_finite():
     noise = np.asarray(keys.noise(jnp.asarray(EXTREME[:4])))
     low, middle = -np.log(24 * np.log(2)), -np.log(np.log(2))
     np.testing.assert_allclose(noise, [47 * np.log(2), low, middle, middle], rtol=1e-6)
+
+
+def test_a_few_entries_of_the_noise_are_those_of_the_whole():
+    keys_B = jnp.stack([keys.row_key(3, name, 1) for name in ("a", "b")])
+    ids_BN = np.array([[0, 16, 5, 12_347], [12_346, 5, 7, 0]])
+    some_BN = np.asarray(jax.jit(keys.gumbel_of)(keys_B, ids_BN))
+    every_BV = np.asarray(jax.jit(keys.gumbel, static_argnums=1)(keys_B, 12_348))
+    np.testing.assert_array_equal(some_BN, np.take_along_axis(every_BV, ids_BN, axis=1))
+    assert (some_BN[0] != some_BN[1]).all()
