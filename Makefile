@@ -16,7 +16,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle parity format bench clean
+.PHONY: help quickstart test lint types unit oracle parity invariance goodness format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -58,6 +58,12 @@ format: $(READY) ## let ruff mend and format the code
 
 parity: $(ORACLE) ## the table of differences from torch and transformers, for docs/results.md
 	$(RUN) benchmarks/parity.py
+
+invariance: $(READY) ## what may change around a request without changing its completion, for docs/results.md
+	$(RUN) benchmarks/invariance.py
+
+goodness: $(READY) ## whether draws are samples of what settings define, for docs/results.md; some minutes
+	$(RUN) benchmarks/goodness.py
 
 bench: $(ORACLE) ## training and decoding, side by side with their peers
 	$(RUN) benchmarks/train_step.py

@@ -341,6 +341,19 @@ CONTRADICTIONS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
         )
         for name in CONSTRAINTS
     ),
+    *(
+        (
+            name,
+            lambda s, name=name: getattr(s, name) not in (None, ()) and s.constrained,
+            "and a constraint says what must come; leave one of them out",
+        )
+        for name in ("forced_bos_token_id", "forced_tokens", "forced_eos_token_id")
+    ),
+    (
+        "stop",
+        lambda s: s.stop and s.num_beams > 1,
+        "and beams end at tokens, not at texts; use stop_token_ids",
+    ),
     (
         "penalty_alpha",
         lambda s: s.penalty_alpha and _guides(s),

@@ -183,6 +183,7 @@ def completion(
     at_end = bool(tokens) and tokens[-1] in job.ends
     text = lm.tokenizer.decode(tokens[:-1] if at_end else tokens)
     if stopper is not None:
+        complete = stopper.flush() is not None or complete
         text = stopper.text(text)
     reason = "stop" if at_end or complete else "failed" if error else "length"
     asked = {}

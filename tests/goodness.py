@@ -82,7 +82,7 @@ def exact(settings: Settings, logits_V: np.ndarray = LOGITS) -> np.ndarray:
         return _softmax(x)
     p = _softmax(x)
     above = p >= s.xtc_threshold
-    least = np.flatnonzero(above)[np.argmin(p[above])] if above.any() else -1
+    least = np.flatnonzero(above & (p == p[above].min()))[-1] if above.any() else -1
     struck = above & (np.arange(len(p)) != least)
     without = _softmax(_only(x, ~struck))
     return (1 - s.xtc_probability) * p + s.xtc_probability * without
@@ -115,13 +115,13 @@ def _smallest(p: np.ndarray, rank: np.ndarray, mass: float) -> np.ndarray:
 
 
 def _top_h(p: np.ndarray, h: float) -> np.ndarray:
-    """The likeliest tokens while the entropy of what is kept, renormalised, stays within h times the whole's."""
-    order, bound = np.argsort(-p, kind="stable"), h * _entropy(p)
-    count = 1
-    while count < len(p) and _entropy(p[order[: count + 1]] / p[order[: count + 1]].sum()) <= bound:
-        count += 1
+    """The likeliest tokens while their terms of the entropy add up to at most h times the whole of it."""
+    order = np.argsort(-p, kind="stable")
+    terms = (-p * _log(p))[order]
+    within = np.cumsum(terms) <= h * terms.sum()
+    within[0] = True
     keep = np.zeros(len(p), bool)
-    keep[order[:count]] = True
+    keep[order[within]] = True
     return keep
 
 
