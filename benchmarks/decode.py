@@ -1,11 +1,12 @@
-"""How fast do we decode beside Hugging Face `generate` in torch?
+"""How fast do we decode beside Hugging Face `generate` and CTranslate2?
 
     python benchmarks/decode.py                  # 4 layers, width 256, vocabulary 8192
     python benchmarks/decode.py --shape=gpt2     # 124M parameters
 
-Both have the same weights and continue the same prompts greedily by the same number of tokens, float32,
+All have the same weights and continue the same prompts greedily by the same number of tokens, float32,
 all cores. Whole calls alternate in one process after warm-up. The tokens are compared: equal work
-means equal tokens, but where two logits are closer than rounding. The bound is the time it takes to
+means equal tokens, but where two logits are closer than rounding. A step's time in steady state is the
+difference of whole calls of two lengths, over the steps between them. The bound is the time it takes to
 read what every step must read, at the rate of reading as many bytes again and again in the same run.
 """
 
@@ -13,18 +14,21 @@ import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 # This file has the name of the package that it measures, and would be imported in its place.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+import ctranslate2  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from absl import app, flags  # noqa: E402
+from ctranslate2.converters import transformers as converters  # noqa: E402
 
 import decode  # noqa: E402
 import model  # noqa: E402
@@ -36,13 +40,16 @@ SHAPES = {
 }
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("shape", "tiny", list(SHAPES), "of the model")
-flags.DEFINE_multi_integer("batch", [1, 8], "prompts at once; may be given several times")
+flags.DEFINE_multi_integer("batch", [], "prompts at once, several times; else 1, 8 and of tiny 16")
 flags.DEFINE_integer("prompt", 32, "tokens of a prompt")
 flags.DEFINE_integer("new", 64, "tokens of a completion")
+flags.DEFINE_integer(
+    "short", 16, "tokens of the shorter completion that steady state is the difference to"
+)
 flags.DEFINE_integer("rounds", 5, "timed calls of each")
 flags.DEFINE_integer("warmup", 1, "calls of each before timing, the first with compilation")
 
-Generate = Callable[[np.ndarray], np.ndarray]
+Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
 class NoText:
@@ -50,6 +57,8 @@ class NoText:
 
     bos_id = eos_id = None
     eos_ids = ()
+    prefix_ids = suffix_ids = ()
+    digest = ""
 
     def decode(self, ids: list[int]) -> str:
         return ""
@@ -65,6 +74,7 @@ def main(argv: list[str]) -> None:
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
     jax.config.update("jax_platforms", "cpu")  # where the peer runs
+    print(f"$ python {' '.join(sys.argv)}\n")
     if (load := os.getloadavg()[0]) > cores / 4:
         print(
             f"load average {load:.1f}: other programs run, which slows torch's spinning threads most;\n"
@@ -82,8 +92,9 @@ def main(argv: list[str]) -> None:
         f"threads\n{FLAGS.prompt} tokens of prompt, {FLAGS.new} new ones, greedy; "
         f"{FLAGS.rounds} calls of each, alternating\n"
     )
-    for batch in FLAGS.batch:
-        measure(config, params, {"ours": make_ours(lm), "torch": make_torch(peer)}, batch, peer)
+    calls = {"ours": make_ours(lm), "torch": make_torch(peer), "ctranslate2": make_c(peer, config)}
+    for batch in FLAGS.batch or ([1, 8, 16] if FLAGS.shape == "tiny" else [1, 8]):
+        measure(config, params, calls, batch, peer)
 
 
 def measure(
@@ -93,36 +104,46 @@ def measure(
     batch: int,
     peer: transformers.GPT2LMHeadModel,
 ) -> None:
-    """Times both on one batch size, and prints the table, the bound and whether the tokens agree."""
+    """Times all on one batch size, and prints the table, the bound and whether the tokens agree."""
     rng = np.random.default_rng(batch)
     prompts_BT = rng.integers(0, config.vocab_size, (batch, FLAGS.prompt))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    size = step_bytes(config, params, batch)
+    lengths, rates = (FLAGS.new, FLAGS.short), [read_rate(size)]
+    seconds: dict[tuple, list[float]] = {(name, new): [] for name in calls for new in lengths}
     tokens = {}
     for _ in range(FLAGS.warmup + FLAGS.rounds):
         for name, generate in calls.items():
-            start = time.perf_counter()
-            tokens[name] = generate(prompts_BT)
-            seconds[name].append(time.perf_counter() - start)
-    first = {name: times[0] for name, times in seconds.items()}
-    medians = {name: statistics.median(times[FLAGS.warmup :]) for name, times in seconds.items()}
-    size = step_bytes(config, params, batch)
-    rate = read_rate(size)
-    bound = FLAGS.new * size / rate
+            for new in lengths:
+                start = time.perf_counter()
+                tokens[name, new] = generate(prompts_BT, new)
+                seconds[name, new].append(time.perf_counter() - start)
+    rate = statistics.mean([*rates, read_rate(size)])
+    bound = size / rate
+    median = {key: statistics.median(times[FLAGS.warmup :]) for key, times in seconds.items()}
     print(
-        f"batch {batch:<4}{'median ms':>11}{'best ms':>10}{'tokens/s':>11}{'of bound':>10}{'first call s':>14}"
+        f"batch {batch:<8}{'median ms':>10}{'best ms':>10}{'tokens/s':>10}{'ours is':>9}"
+        f"{'step ms':>10}{'of bandwidth':>14}{'ours is':>9}{'first call s':>14}"
     )
-    for name, median in medians.items():
-        best = min(seconds[name][FLAGS.warmup :])
+    steps = {
+        name: (median[name, FLAGS.new] - median[name, FLAGS.short]) / (FLAGS.new - FLAGS.short)
+        for name in calls
+    }
+    for name, step in steps.items():
+        whole, first = median[name, FLAGS.new], seconds[name, FLAGS.new][0]
+        best = min(seconds[name, FLAGS.new][FLAGS.warmup :])
         print(
-            f"{name:10}{1e3 * median:11.1f}{1e3 * best:10.1f}{batch * FLAGS.new / median:11.1f}"
-            f"{bound / median:10.0%}{first[name]:14.1f}"
+            f"{name:14}{1e3 * whole:10.1f}{1e3 * best:10.1f}{batch * FLAGS.new / whole:10.1f}"
+            f"{whole / median['ours', FLAGS.new]:8.2f}x{1e3 * step:10.3f}{bound / step:14.0%}"
+            f"{step / steps['ours']:8.2f}x{first:14.1f}"
         )
     print(
-        f"ours runs at {medians['torch'] / medians['ours']:.2f}x of torch (above 1: ours is faster)\n"
         f"bound: {size / 1e6:.1f} MB a step (weights once, and the cache) at {rate / 1e9:.1f} GB/s = "
-        f"{1e3 * bound:.1f} ms for {FLAGS.new} steps; the prompt's own arithmetic is left out"
+        f"{1e3 * bound:.3f} ms"
     )
-    print(compare(tokens["ours"], tokens["torch"], prompts_BT, peer) + "\n")
+    for name in list(calls)[1:]:
+        told = compare(tokens["ours", FLAGS.new], tokens[name, FLAGS.new], prompts_BT, peer)
+        print(f"tokens beside {name}: {told}")
+    print()
 
 
 def make_peer(config: model.ModelConfig) -> transformers.GPT2LMHeadModel:
@@ -148,9 +169,9 @@ def make_peer(config: model.ModelConfig) -> transformers.GPT2LMHeadModel:
 
 def make_ours(lm: model.LM) -> Generate:
     """`decode.generate` on arrays, with as many rows as there are prompts."""
-    settings = decode.Settings(max_new_tokens=FLAGS.new, temperature=0.0)
 
-    def generate(prompts_BT: np.ndarray) -> np.ndarray:
+    def generate(prompts_BT: np.ndarray, new: int) -> np.ndarray:
+        settings = decode.Settings(max_new_tokens=new, temperature=0.0)
         completions = decode.generate(
             lm, prompts_BT.tolist(), settings, seed=0, batch_size=len(prompts_BT)
         )
@@ -162,15 +183,43 @@ def make_ours(lm: model.LM) -> Generate:
 def make_torch(peer: transformers.GPT2LMHeadModel) -> Generate:
     """Hugging Face `generate` on arrays, with its default cache."""
 
-    def generate(prompts_BT: np.ndarray) -> np.ndarray:
+    def generate(prompts_BT: np.ndarray, new: int) -> np.ndarray:
         inputs = torch.from_numpy(prompts_BT)
         outputs = peer.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=FLAGS.new,
+            max_new_tokens=new,
             do_sample=False,
         )
         return outputs[:, prompts_BT.shape[1] :].numpy()
+
+    return generate
+
+
+def make_c(peer: transformers.GPT2LMHeadModel, config: model.ModelConfig) -> Generate:
+    """CTranslate2's generator of the same weights, float32; token i is named `i`."""
+    spec = converters._MODEL_LOADERS["GPT2Config"].get_model_spec(peer)
+    spec.register_vocabulary([str(i) for i in range(config.vocab_size)])
+    for name in ("bos_token", "eos_token", "unk_token"):
+        setattr(spec.config, name, "0")
+    spec.validate()
+    spec.optimize(quantization=None)
+    with tempfile.TemporaryDirectory() as directory:
+        spec.save(directory)
+        generator = ctranslate2.Generator(
+            directory, compute_type="float32", inter_threads=1, intra_threads=os.cpu_count() or 1
+        )
+
+    def generate(prompts_BT: np.ndarray, new: int) -> np.ndarray:
+        prompts = [[str(token) for token in prompt] for prompt in prompts_BT]
+        results = generator.generate_batch(
+            prompts,
+            max_length=new,
+            min_length=new,  # no end
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
+        return np.array([result.sequences_ids[0] for result in results])
 
     return generate
 
@@ -212,7 +261,7 @@ def compare(
     differs_BT = ours_BT != theirs_BT
     rows = np.flatnonzero(differs_BT.any(axis=1))
     if not len(rows):
-        return f"tokens: all {ours_BT.size} are the same; {len(np.unique(ours_BT))} different ones occur"
+        return f"all {ours_BT.size} are the same; {len(np.unique(ours_BT))} different ones occur"
     gaps = []
     for row in rows:
         place = int(differs_BT[row].argmax())
@@ -221,7 +270,7 @@ def compare(
             logits = peer(torch.from_numpy(seen)[None]).logits[0, -1]
         gap = logits[theirs_BT[row, place]] - logits[ours_BT[row, place]]
         gaps.append(f"row {row} from token {place}, where the two logits differ by {gap:.1e}")
-    return f"tokens: {len(rows)} of {len(ours_BT)} rows diverge: " + "; ".join(gaps)
+    return f"{len(rows)} of {len(ours_BT)} rows diverge: " + "; ".join(gaps)
 
 
 if __name__ == "__main__":
