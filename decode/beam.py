@@ -232,24 +232,24 @@ def _group(strategy: Strategy, taken_PV: jax.Array, given: tuple) -> tuple:
     score_PC = jnp.take_along_axis(sum_PN, index_PC, axis=1)
     token_PC = index_PC % vocabulary
     last_P1 = (context.lengths_B + 1 >= context.limits_B)[:, :1]
-    ended_PC = (token_PC[:, :, None] == ends_PE[:, None]).any(axis=2) | last_P1
+    at_end_PC = (token_PC[:, :, None] == ends_PE[:, None]).any(axis=2)
     ends_P1 = (ends_PE >= 0).sum(axis=1, keepdims=True, dtype=jnp.int32)
     drawable_P1 = size * (jnp.maximum(ends_P1, 1) + 1)
     rank_1C = jnp.arange(order_PC.shape[1], dtype=jnp.int32)[None]
     real_PC = (score_PC > -jnp.inf) & (~drawn_P1 | (rank_1C < drawable_P1))
-    best_PK, place_PK = jax.lax.top_k(jnp.where(real_PC & ~ended_PC, score_PC, -jnp.inf), size + 1)
+    best_PK, place_PK = jax.lax.top_k(jnp.where(real_PC & ~at_end_PC, score_PC, -jnp.inf), size + 1)
     next_PW = jnp.take_along_axis(token_PC, place_PK[:, :size], axis=1)
-    goes_on_PW = (best_PK[:, :size] > -jnp.inf).astype(jnp.float32)
-    taken_PV = taken_PV.at[jnp.arange(places)[:, None], next_PW].add(goes_on_PW)
+    real_PW = (best_PK[:, :size] > -jnp.inf).astype(jnp.float32)
+    taken_PV = taken_PV.at[jnp.arange(places)[:, None], next_PW].add(real_PW)
     found = Candidates(
         score_UC=score_PC,
         order_UC=order_PC,
         token_UC=token_PC,
         row_UC=jnp.take_along_axis(row_PW, index_PC // vocabulary, axis=1),
         sampled_UC=jnp.where(drawn_P1, score_PC - whole_P[:, None], 0),
-        ended_UC=ended_PC,
+        ended_UC=at_end_PC | last_P1,
         real_UC=real_PC,
-        best_UK=best_PK,
+        best_UK=jnp.where(last_P1, -jnp.inf, best_PK),
         place_UK=place_PK,
     )
     return taken_PV, (found, kept_PWV)

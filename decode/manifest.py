@@ -179,7 +179,7 @@ def _line(request: Request, done: Completion) -> str:
         "prompt": request.prompt,
         "text": done.text,
         "finish_reason": done.finish_reason,
-        "settings": dataclasses.asdict(request.settings),
+        "settings": request.settings.changed,
         "prompt_tokens": done.prompt_tokens,
         "tokens": done.tokens,
         "logprobs": done.logprobs,
@@ -199,7 +199,7 @@ def _sha256(text: str | bytes) -> str:
 
 def digest(requests: Iterable[Request]) -> str:
     """Of what was asked for, in order: ids, prompts and settings."""
-    return _sha256(json.dumps([dataclasses.asdict(request) for request in requests]))
+    return _sha256(json.dumps([[r.id, r.prompt, r.settings.changed] for r in requests]))
 
 
 def _prompts(

@@ -64,7 +64,7 @@ def dry(
     ids_BS = jnp.clip(tokens_BS, 0, logits_BV.shape[1] - 1)
     breaks_BS = jnp.take_along_axis(breakers_BV, ids_BS, axis=1) & inside_BS
     limit_B = lengths_B - 1 - jnp.where(breaks_BS, at_S, first_B[:, None] - 1).max(axis=1)
-    active_B = (size_B > allowed_B) & (limit_B >= allowed_B)
+    active_B = size_B > allowed_B
     most = jnp.where(active_B & (multiplier_B > 0), limit_B, 0).max()
     run_BS = occurrences.runs((tokens_BS, inside_BS, at_S), tokens_BS, lengths_B, most)
     run_BS = jnp.minimum(run_BS, jnp.minimum(limit_B[:, None], at_S - first_B[:, None]))

@@ -146,6 +146,12 @@ class Settings:
         return self.num_assistant_tokens or self.prompt_lookup_num_tokens
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not at their defaults."""
+        fields = dataclasses.fields(self)
+        return {f.name: value for f in fields if (value := getattr(self, f.name)) != f.default}
+
+    @property
     def constrained(self) -> bool:
         """Whether a grammar of any kind rules the completion."""
         return any(getattr(self, name) is not None for name in checks.CONSTRAINTS)

@@ -115,6 +115,12 @@ def test_ties_and_boundaries_fall_where_the_definition_puts_them(
     assert chains.kept((step,), logits_BV, Settings(**settings)) == [expected] * 2
 
 
+def test_top_h_looks_at_the_100_largest_logits_alone():
+    """Of 211 equal ones it keeps the share h of the first 100."""
+    kept = chains.kept((processors.TOP_H,), np.zeros((2, 211)), Settings(top_h=0.5))
+    assert kept == [set(range(50))] * 2
+
+
 FILTERS = [
     (processors.MIN_P, {"min_p": 0.3}),
     (processors.SIGMA, {"top_n_sigma": 1.0}),

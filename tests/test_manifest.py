@@ -82,7 +82,7 @@ def test_what_is_written_reads_back_as_the_same_bits(run, completions):
             assert (np.float32(ours).view(np.uint32) == np.float32(theirs).view(np.uint32)).all()
     assert json.loads(lines[2])["margins"] == [None] * 7
     assert json.loads(lines[0])["prompt"] == "once upon\u2028a time"
-    assert json.loads(lines[3])["settings"] == dataclasses.asdict(REQUESTS[2].settings)
+    assert json.loads(lines[3])["settings"] == {"max_new_tokens": 13, "temperature": 0.0}
 
 
 def test_the_manifest_says_what_a_run_came_from(run, lm):
@@ -90,7 +90,7 @@ def test_the_manifest_says_what_a_run_came_from(run, lm):
     content = (run / "completions.jsonl").read_bytes()
     assert values["seed"] == 3
     assert values["batch_size"] == 8
-    assert (values["preset"], values["key_schedule"]) == ("hf", 1)
+    assert (values["presets"], values["key_schedule"]) == (["hf"], 1)
     assert values["completions"]["sha256"] == hashlib.sha256(content).hexdigest()
     assert values["model"]["weights"] == lm.digest
     assert values["model"]["tokenizer"] == lm.tokenizer.digest
@@ -108,6 +108,18 @@ def test_writing_the_same_run_twice_writes_the_same_bytes(run, lm, completions):
     assert sorted(before) == ["completions.jsonl", "manifest.json"]
 
 
+def test_a_run_with_a_draft_model_names_it_and_needs_it(tmp_path, lm):
+    draft, settings = tiny.lm("llama"), Settings(max_new_tokens=7, num_assistant_tokens=2)
+    asked = decode.requests([[9, 8, 7]], settings)
+    done = decode.generate(lm, asked, seed=3, draft=draft)
+    manifest.write(tmp_path, lm, asked, done, seed=3, draft=draft)
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    assert values["draft"]["weights"] == draft.digest
+    assert values["amateur"] is None
+    with refused("does not say where its model was; give replay the model itself"):
+        manifest.replay(tmp_path, lm)
+
+
 def test_a_seed_and_batch_size_of_ones_own_are_replayed(tmp_path, lm, monkeypatch):
     asked = decode.requests(REQUESTS)
     done = decode.generate(lm, asked, seed=2**50, batch_size=5)
@@ -120,7 +132,7 @@ def test_a_seed_and_batch_size_of_ones_own_are_replayed(tmp_path, lm, monkeypatc
 
     monkeypatch.setattr(manifest.batch, "generate", listen)
     assert manifest.replay(tmp_path, lm).identical
-    assert calls == [dict(seed=2**50, batch_size=5)]
+    assert calls == [dict(seed=2**50, batch_size=5, draft=None, amateur=None)]
 
 
 def test_a_run_moves_with_its_model_and_the_model_is_loaded_from_there(
@@ -270,7 +282,7 @@ def test_a_changed_file_of_prompts_is_named_and_a_lost_one_is_no_matter(tmp_path
     [
         ("{", r"is not a manifest \(JSONDecodeError: .*\); restore the one that decode wrote"),
         ("[]", r"is not a manifest \(TypeError"),
-        ('{"format": 1}', r"is not a manifest \(KeyError: 'preset'\)"),
+        ('{"format": 1}', r"is not a manifest \(KeyError: 'key_schedule'\)"),
         ("\xff", "is not a manifest"),
     ],
 )
@@ -290,7 +302,7 @@ def test_a_manifest_of_another_key_schedule_is_refused_with_the_version_that_wro
             values["environment"].update(ganymede="9.9"),
         ),
     )
-    with refused(r"has format, preset and key schedule \(1, 'hf', 2\), .* wrote it, ganymede 9.9"):
+    with refused(r"has format and key schedule \(2, 2\), .* wrote it, ganymede 9.9"):
         manifest.replay(run, lm)
 
 

@@ -34,6 +34,14 @@ def test_presence_is_subtracted_once_and_frequency_as_often_as_a_token_occurs(te
     np.testing.assert_allclose(ours, mass / mass.sum(), atol=1e-6)
 
 
+def test_an_encoder_repetition_penalty_favours_what_the_source_has():
+    settings = Settings(encoder_repetition_penalty=2.0)
+    facts = dict(tokens=[0], source=[1, 2, 2])
+    logits = np.array([[4.0, 4.0, -4.0, -4.0]])
+    ours = chains.apply((processors.ENCODER_REPETITION,), logits, settings, **facts)
+    assert ours.tolist() == [[4.0, 8.0, -2.0, -4.0]]
+
+
 @pytest.mark.parametrize(
     "last_n, penalised", [(-1, {0, 1, 2, 3}), (0, set()), (1, {3}), (2, {2, 3}), (9, {0, 1, 2, 3})]
 )
