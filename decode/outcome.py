@@ -113,7 +113,7 @@ def completions(
 
 
 def _beams(lm: LM, job: Job, view: View, row: int) -> list[Completion]:
-    """The n best that beams have finished, numbered in this order, cut where a stop string begins.
+    """The n best that beams have finished, numbered in this order.
 
     One margin stands for the whole search: a gap at any step may have decided any token.
     """
@@ -131,27 +131,15 @@ def _beams(lm: LM, job: Job, view: View, row: int) -> list[Completion]:
     margin = min(*gaps, float(view.beams.margins_B[row : row + width].min()), math.inf)
     made = []
     for place, (held, score) in enumerate(zip(ranked[: s.n], scores, strict=False)):
-        tokens, stopper = view.finished(job, held), None
-        if s.stop:
-            stopper = stopping.Stopper(lm.words.reader(), s.stop, s.min_new_tokens)
-            tokens = _cut(job, tokens, stopper)
+        tokens = view.finished(job, held)
         count = len(tokens)
         records = {
             name: tuple(held_BS[held, start : start + count].tolist())
             for name, held_BS in view.beams.finished.records.items()
         }
         records["margins"] = (margin,) * count
-        complete = stopper is not None and stopper.found is not None
-        made.append(completion(lm, job, place, tokens, records, stopper, complete, score=score))
+        made.append(completion(lm, job, place, tokens, records, score=score))
     return made
-
-
-def _cut(job: Job, tokens: list[int], stopper: stopping.Stopper) -> list[int]:
-    """The tokens up to the one with which a stop string is complete."""
-    for place, token in enumerate(tokens, start=1):
-        if token not in job.ends and stopper.push(token) is not None:
-            return tokens[:place]
-    return tokens
 
 
 def _damaged(lm: LM, job: Job, position: int) -> errors.BadInput:
