@@ -9,11 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decode import gates, penalties, selection
+from decode import penalties, selection
 
 ZERO, ONE = np.float32(0), np.float32(1)
 BIT = np.float32(np.log(2))
 TOP_H_TOKENS = 100  # so many of the largest logits top-h looks at, as Hugging Face does
+
+
+def keep(logits_BV: jax.Array, kept_BV: jax.Array) -> jax.Array:
+    """-inf where a token is not kept; a row whose largest logit is infinite stays as it is."""
+    whole_B1 = ~jnp.isfinite(logits_BV.max(axis=1, keepdims=True))
+    return jnp.where(kept_BV | whole_B1, logits_BV, -jnp.inf)
 
 
 def levels(logits_BV: jax.Array) -> jax.Array:
@@ -55,7 +61,7 @@ def dynamic_temperature(
     alone_B = (number_B <= 1) | (range_B == 0) | (temperature_B == 0)
     moved_B = jnp.where(alone_B, temperature_B, least_B + between_B)
     greedy_B = (moved_B < np.float32(1e-30)) & ~alone_B
-    first_BV = gates.keep(logits_BV, selection.first(levels(logits_BV) == 0))
+    first_BV = keep(logits_BV, selection.first(levels(logits_BV) == 0))
     return jnp.where(greedy_B[:, None], first_BV, temperature(logits_BV, moved_B))
 
 
@@ -114,14 +120,14 @@ def typical(
 
 def min_p(logits_BV: jax.Array, min_p_B: jax.Array) -> jax.Array:
     """Keeps tokens with p >= min_p * max p (Nguyen et al. 2024)."""
-    return gates.keep(logits_BV, jnp.exp(levels(logits_BV)) >= min_p_B[:, None])
+    return keep(logits_BV, jnp.exp(levels(logits_BV)) >= min_p_B[:, None])
 
 
 def epsilon(logits_BV: jax.Array, cutoff_B: jax.Array) -> jax.Array:
     """Keeps tokens with p >= cutoff, and the likeliest (Hewitt et al. 2022)."""
     mass_BV = jnp.exp(levels(logits_BV))
     p_BV = mass_BV / mass_BV.sum(axis=1, keepdims=True)
-    return gates.keep(logits_BV, (p_BV >= cutoff_B[:, None]) | (levels(logits_BV) == 0))
+    return keep(logits_BV, (p_BV >= cutoff_B[:, None]) | (levels(logits_BV) == 0))
 
 
 def eta(logits_BV: jax.Array, cutoff_B: jax.Array) -> jax.Array:
@@ -138,7 +144,7 @@ def top_n_sigma(logits_BV: jax.Array, n_B: jax.Array) -> jax.Array:
     mean_B1 = level_BV.sum(axis=1, keepdims=True) / number_B1
     square_BV = jnp.where(finite_BV, (level_BV - mean_B1) ** 2, ZERO)
     sigma_B1 = jnp.sqrt(square_BV.sum(axis=1, keepdims=True) / number_B1)
-    return gates.keep(logits_BV, levels(logits_BV) >= -n_B[:, None] * sigma_B1)
+    return keep(logits_BV, levels(logits_BV) >= -n_B[:, None] * sigma_B1)
 
 
 def top_h(logits_BV: jax.Array, top_h_B: jax.Array) -> jax.Array:
@@ -157,7 +163,7 @@ def top_h(logits_BV: jax.Array, top_h_B: jax.Array) -> jax.Array:
     within_BN |= jnp.arange(count)[None] == 0
     rows_B1 = jnp.arange(len(logits_BV))[:, None]
     kept_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, ids_BN].set(within_BN)
-    return gates.keep(logits_BV, kept_BV)
+    return keep(logits_BV, kept_BV)
 
 
 def xtc(logits_BV: jax.Array, threshold_B: jax.Array, coin_B: jax.Array) -> jax.Array:
@@ -172,7 +178,7 @@ def xtc(logits_BV: jax.Array, threshold_B: jax.Array, coin_B: jax.Array) -> jax.
     ids_V = jnp.arange(logits_BV.shape[1])[None]
     last_B1 = jnp.where(high_BV & (logits_BV == least_B1), ids_V, -1).max(axis=1, keepdims=True)
     kept_BV = ~high_BV | (ids_V == last_B1) | ~coin_B[:, None]
-    return gates.keep(logits_BV, kept_BV)
+    return keep(logits_BV, kept_BV)
 
 
 def mirostat(logits_BV: jax.Array, surprise_B: jax.Array) -> jax.Array:
@@ -182,4 +188,4 @@ def mirostat(logits_BV: jax.Array, surprise_B: jax.Array) -> jax.Array:
     """
     bits_BV = -log_softmax(logits_BV) / BIT
     first_BV = selection.first(levels(logits_BV) == 0)
-    return gates.keep(logits_BV, (bits_BV <= surprise_B[:, None]) | first_BV)
+    return keep(logits_BV, (bits_BV <= surprise_B[:, None]) | first_BV)

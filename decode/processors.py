@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decode import bans, filters, gates, keys, occurrences, penalties, selection
+from decode import bans, filters, keys, occurrences, penalties, selection
 from decode.context import Context
 
 Rows = Callable[[Context], jax.Array]
@@ -252,7 +252,7 @@ def run(steps: tuple[Step, ...], logits_BV: jax.Array, context: Context) -> jax.
     def nucleus(i: jax.Array, logits_BV: jax.Array) -> jax.Array:
         ranking = jax.lax.switch(jnp.cumsum(ranks_N)[i] - 1, rankings, logits_BV)
         ranking = ranking._replace(p_B=jnp.where(asked_NB[i], ranking.p_B, np.float32(0)))
-        return gates.keep(logits_BV, selection.nucleus(ranking))
+        return filters.keep(logits_BV, selection.nucleus(ranking))
 
     def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         left_N, logits_BV = state
