@@ -9,6 +9,7 @@ from decode.context import Context
 from decode.state import LIKELIHOOD
 
 ZERO = np.float32(0)
+FEW = 256
 Record = dict[str, jax.Array]
 
 
@@ -24,19 +25,17 @@ def draw(logits_BV: jax.Array, context: Context, preset: str) -> tuple[jax.Array
     score minus the runner-up's, noise included; and what `likelihood` adds.
     """
     kept_BV = processors.PRESETS[preset](logits_BV, context)
-    greedy_B1 = (context.knobs["temperature"] == 0)[:, None]
+    greedy_B = context.knobs["temperature"] == 0
+    best_B, gap_B = best(kept_BV)
 
-    def noisy() -> tuple[jax.Array, jax.Array, jax.Array]:
-        keys_B = keys.fold(context.keys_B, context.lengths_B, "sample")
-        level_BV = kept_BV - kept_BV.max(axis=1, keepdims=True)
-        level_BV = level_BV + keys.gumbel(keys_B, logits_BV.shape[1])
-        score_BV = jnp.where(greedy_B1, kept_BV, level_BV)
-        token_B, margin_B = best(score_BV)
-        sampled_B = jnp.where(greedy_B1[:, 0], ZERO, _logprob(kept_BV, token_B))
-        return token_B, margin_B, sampled_B
+    def drawn() -> tuple[jax.Array, jax.Array, jax.Array]:
+        token_B, margin_B = _noisy(kept_BV, greedy_B, context)
+        token_B = jnp.where(greedy_B, best_B, token_B)
+        sampled_B = jnp.where(greedy_B, ZERO, _logprob(kept_BV, token_B))
+        return token_B, jnp.where(greedy_B, gap_B, margin_B), sampled_B
 
     token_B, margin_B, sampled_B = jax.lax.cond(
-        greedy_B1.all(), lambda: (*best(kept_BV), jnp.zeros(len(kept_BV), jnp.float32)), noisy
+        greedy_B.all(), lambda: (best_B, gap_B, jnp.zeros_like(gap_B)), drawn
     )
     chosen_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0]
     return token_B, {
@@ -45,6 +44,40 @@ def draw(logits_BV: jax.Array, context: Context, preset: str) -> tuple[jax.Array
         "margins": margin_B,
         **likelihood(logits_BV, kept_BV, token_B, context),
     }
+
+
+def _noisy(
+    kept_BV: jax.Array, greedy_B: jax.Array, context: Context
+) -> tuple[jax.Array, jax.Array]:
+    """The largest of scores with noise, and by how much it wins; what greedy rows get means nothing.
+
+    Where filters keep few tokens only their noise is made: 0.14 ms instead of 3.2 at [1, 50257]. Which way a row goes
+    depends on the row alone, since two compiled logarithms may differ in their last bit.
+    """
+    keys_B = keys.fold(context.keys_B, context.lengths_B, "sample")
+    vocabulary = kept_BV.shape[1]
+    count_B = (kept_BV > -jnp.inf).sum(axis=1, dtype=jnp.int32)
+
+    def of_all() -> tuple[jax.Array, jax.Array]:
+        level_BV = kept_BV - kept_BV.max(axis=1, keepdims=True)
+        return best(level_BV + keys.gumbel(keys_B, vocabulary))
+
+    def of_few() -> tuple[jax.Array, jax.Array]:
+        # The barrier keeps XLA from sorting all of V for the slice below.
+        found = jax.lax.optimization_barrier(jax.lax.top_k(kept_BV, min(FEW, vocabulary)))
+        score_BN = found[0] - found[0][:, :1] + keys.gumbel_of(keys_B, found[1])
+        top_B1 = score_BN.max(axis=1, keepdims=True)
+        token_B = jnp.where(score_BN == top_B1, found[1], vocabulary - 1).min(axis=1)
+        others_BN = jnp.where(found[1] == token_B[:, None], -jnp.inf, score_BN)
+        return token_B, top_B1[:, 0] - others_BN.max(axis=1)
+
+    def nothing() -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros_like(count_B), jnp.zeros_like(kept_BV[:, 0])
+
+    few_B = count_B <= FEW
+    few = jax.lax.cond((few_B & ~greedy_B).any(), of_few, nothing)
+    many = jax.lax.cond((~few_B & ~greedy_B).any(), of_all, nothing)
+    return jnp.where(few_B, few[0], many[0]), jnp.where(few_B, few[1], many[1])
 
 
 def best(score_BV: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -202,3 +202,16 @@ def test_whole_completions_fit_the_enumerated_paths_of_a_bigram_model():
     odds = np.array([*(paths[name] for name in names), sum(paths[name] for name in rare)])
     np.testing.assert_allclose(odds.sum(), 1.0)
     assert fit(np.array(observed), odds) > ALPHA
+
+
+def test_noise_of_few_kept_tokens_draws_what_noise_of_all_does(monkeypatch):
+    logits_V = np.random.RandomState(0).normal(size=1009).astype(np.float32) * 3
+    settings = Settings(temperature=1.2, top_k=41)
+    alone = context.bare([settings], 1009)
+    row = keys.row_key(0, "fit", 0)
+    few = many(logits_V, alone, row, 997)
+    monkeypatch.setattr(sampling, "FEW", 40)
+    many.clear_cache()
+    for a, b in zip(few, many(logits_V, alone, row, 997), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+    many.clear_cache()
