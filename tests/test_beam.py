@@ -14,11 +14,11 @@ import pytest
 import tiny
 
 import decode
-import model
 from decode import beam, context, jobs, keys, loop, processors
 from decode.requests import Request
 from decode.settings import Settings
 from decode.strategy import Strategy
+from model import errors
 from tests import searches
 from tests.goldens import make_searches
 
@@ -238,30 +238,6 @@ def test_drawn_beams_have_noise_of_their_own_number(plain):
     agree(found, expected)
 
 
-def test_one_end_token_too_many_and_all_tokens_forbidden_end_a_search_in_one_line(plain):
-    """Only the end token has a score: the search ends with it; nothing has one: the completion fails, and says so."""
-    logits = np.full((5, 5), -np.inf, np.float32)
-    logits[:, 3] = 0
-    only = tiny.scripted(logits, eos_id=3)
-    s = Settings(max_new_tokens=4, num_beams=2, n=2)
-    [end] = decode.generate(only, [[1]], s, seed=0)
-    assert (end.tokens, end.finish_reason, end.score) == ((3,), "stop", 0)
-    banned = dataclasses.replace(s, suppress_tokens=(3,))
-    [failed] = decode.generate(only, [Request([1, 2], banned, "a")], seed=0)
-    assert (failed.tokens, failed.finish_reason) == ((), "failed")
-    assert failed.error.startswith("request 'a': nothing may follow token 1, because its settings")
-
-
-def test_logits_that_are_not_numbers_are_refused():
-    logits = table(0, 5)
-    logits[2] = np.nan
-    lm = tiny.scripted(logits)
-    with pytest.raises(
-        model.errors.BadInput, match="request 0: the logits at position 1 are not numbers"
-    ):
-        decode.generate(lm, [[2]], Settings(max_new_tokens=4, num_beams=2, n=2), seed=0)
-
-
 ASKED = [
     Request("ganymede", Settings(max_new_tokens=11, num_beams=3, n=3, length_penalty=2.0), "mine"),
     Request("once upon a time", Settings(max_new_tokens=23, num_beams=3, early_stopping=True), 1),
@@ -303,16 +279,33 @@ def test_a_stream_tells_the_best_once_it_is_known(plain):
     assert len(texts) == len(whole.text) > 2 and "".join(texts) == whole.text
 
 
-def test_likelihoods_of_beams_are_those_of_their_tokens():
-    lm = tiny.scripted(table(1, 5), eos_id=3)
-    s = Settings(max_new_tokens=4, num_beams=2, n=2, likelihood=True)
-    p = np.exp(logprobs(table(1, 5)))
-    for c in decode.generate(lm, [[1]], s, seed=0):
-        for rank, entropy, (a, b) in zip(
-            c.ranks, c.entropies, itertools.pairwise((1, *c.tokens)), strict=True
-        ):
-            assert rank == 1 + (p[a] > p[a, b]).sum()
-            assert entropy == pytest.approx(-(p[a] * np.log(p[a])).sum(), abs=1e-5)
+def test_likelihoods_of_beams_are_those_of_their_tokens(together):
+    lm = tiny.lm("gpt2")
+    s = Settings(max_new_tokens=6, num_beams=3, n=3, likelihood=True)
+    forward = jax.jit(lambda tokens: lm.net.apply({"params": lm.params}, tokens)[0][0])
+    for c in decode.generate(lm, [[7, 8]], s, seed=0):
+        said = logprobs(forward(np.array([[7, 8, *c.tokens]])))[1:-1]
+        mine = said[range(6), c.tokens]
+        np.testing.assert_allclose(c.logprobs, mine, atol=1e-4)
+        assert list(c.ranks) == (1 + (said > mine[:, None]).sum(axis=1)).tolist()
+        np.testing.assert_allclose(c.entropies, -(np.exp(said) * said).sum(axis=1), atol=1e-4)
+
+
+def test_a_search_without_tokens_ends_and_one_that_finished_nothing_fails_in_one_line(together):
+    s = Settings(max_new_tokens=4, num_beams=3, n=3, allowed_token_ids=(3,))
+    [end] = decode.generate(tiny.lm("gpt2"), [[7]], s, seed=0)
+    assert (end.tokens, end.finish_reason) == ((3,), "stop")
+    twice = dataclasses.replace(s, allowed_token_ids=(8, 9), no_repeat_ngram_size=1)
+    [failed] = decode.generate(tiny.lm("gpt2"), [Request([6, 7], twice, "a")], seed=0)
+    assert (failed.tokens, failed.finish_reason) == ((), "failed")
+    assert failed.error.startswith("request 'a': nothing may follow token 3, because its settings")
+
+
+def test_logits_that_are_not_numbers_are_refused(together):
+    lm = tiny.lm("gpt2")
+    damaged = dataclasses.replace(lm, params=jax.tree.map(lambda x: x * jnp.nan, lm.params))
+    with pytest.raises(errors.BadInput, match="request 0: the logits at position 1 are not num"):
+        decode.generate(damaged, [[7]], Settings(max_new_tokens=4, num_beams=3), seed=0)
 
 
 def same(found, case):
