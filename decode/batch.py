@@ -9,7 +9,7 @@ rows, idle ones among them, because matrix products of another number of rows ma
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -147,32 +147,40 @@ def _run(
         raise errors.BadInput(
             f"batch_size is {batch_size!r}; it must be a whole number of at least 1"
         )
-    separate = lms.main.config.family == "encoder_decoder"
-    groups: dict[tuple, list[Job]] = collections.defaultdict(list)
+    alike: dict[tuple, list[Job]] = collections.defaultdict(list)
     for job in todo:
-        source = 0
-        if separate:
-            longest = max(len(job.read), len(job.guide_read))
-            source = jobs.bucket(longest, jobs.SMALLEST_PROMPT, lms.main.config.context_length)
-        groups[job.strategy, job.settings.constrained, source].append(job)
-    for (_, constrained, source), group in groups.items():
-        yield from _Group(lms, group, source, seed, batch_size).run(1 if constrained else steps)
+        alike[job.strategy, job.settings.constrained, _shapes(lms.main, job)].append(job)
+    groups = [_Group(lms, group, key[2], seed, batch_size) for key, group in alike.items()]
+    for group, (_, constrained, _) in zip(groups, alike, strict=True):
+        yield from group.run(1 if constrained else steps)
+
+
+class _Shapes(NamedTuple):
+    """What of a job is a shape beside its slots; it follows from the job alone, whatever it shares a batch with."""
+
+    source: int
+    ends: int
+    counts: rules.Counts
+
+
+def _shapes(lm: LM, job: Job) -> _Shapes:
+    source = 0
+    if lm.config.family == "encoder_decoder":
+        longest = max(len(job.read), len(job.guide_read))
+        source = jobs.bucket(longest, jobs.SMALLEST_PROMPT, lm.config.context_length)
+    ends = jobs.bucket(len(job.ends), jobs.FEWEST_ENDS, 1 << 30)
+    return _Shapes(source, ends, rules.counts(lm, [job.settings]))
 
 
 class _Group:
     """The jobs of one strategy, in batches of one shape per level."""
 
-    def __init__(self, lms: Models, group: list[Job], source: int, seed: int, batch_size: int):
+    def __init__(self, lms: Models, group: list[Job], shapes: _Shapes, seed: int, batch_size: int):
         self.lms, self.seed, self.strategy = lms, seed, group[0].strategy
         self.nets = jobs.nets(lms, self.strategy)
         self.params = jobs.params(lms, self.strategy)
         self.places = max(1, batch_size // self.strategy.width)
-        most = max(len(job.ends) for job in group)
-        self.shapes: dict[str, Any] = dict(
-            source=source,
-            ends=jobs.bucket(most, jobs.FEWEST_ENDS, 1 << 30),
-            counts=rules.counts(lms.main, [job.settings for job in group]),
-        )
+        self.shapes = shapes
         self.levels: dict[int, _Level] = {}
         self.prefilled: tuple[Any, Models] = (None, Models(None))
         for job in group:
@@ -229,7 +237,7 @@ class _Group:
         width = self.strategy.width
         if level.state is None:
             rows = width * self.places
-            level.state = loop.empty(self.strategy, self.nets, rows, level.slots, **self.shapes)
+            level.state = loop.empty(self.strategy, self.nets, rows, level.slots, *self.shapes)
         for place in range(self.places):
             if not level.waiting or place in level.busy:
                 continue
@@ -249,7 +257,7 @@ class _Group:
         if self.prefilled[0] != read:
             self.prefilled = read, jobs.prefilled(self.lms, job)
         return jobs.begin(
-            self.lms.main, job, slots, seed=self.seed, caches=self.prefilled[1], **self.shapes
+            self.lms.main, job, slots, *self.shapes, seed=self.seed, caches=self.prefilled[1]
         )
 
     def _look(
