@@ -119,8 +119,7 @@ def step(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
     rows_B = jnp.arange(len(going_B), dtype=jnp.int32)
     newest_B1 = context.tokens_BS[rows_B, context.lengths_B - 1][:, None]
     logits_BTV, caches = guides.extend(strategy, nets, params, state, newest_B1, going_B[:, None])
-    logits_BV = logits_BTV[:, 0]
-    logprobs_BV = jax.nn.log_softmax(logits_BV)
+    logprobs_BV = jax.nn.log_softmax(logits_BTV[:, 0])
     alive_B = going_B & (search.scores_B > -jnp.inf)
     broken_B = alive_B & jnp.isnan(logprobs_BV[:, 0])
     scores_B = jnp.where(alive_B & ~broken_B, search.scores_B, -jnp.inf)
@@ -135,7 +134,7 @@ def step(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
         new = {
             "logprobs": logprobs_BV[parent_B, token_B],
             "sampled_logprobs": sampled_B,
-            **_likelihood(logits_BV, kept_BV, parent_B, token_B, context),
+            **_likelihood(logits_BTV[:, 0], kept_BV, parent_B, token_B, context),
         }
         records = {
             name: state.records[name][parent_B].at[rows_B, context.lengths_B].set(new[name])
@@ -148,8 +147,8 @@ def step(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
     parent_B, tokens_BS, records = behind(found.place_UK[:, :size])
     first_UW = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), found.place_UK[:, :size].shape)
     finished, scores_B, gap_B = _settled(strategy, found, search, context, *behind(first_UW)[1:])
-    over_B = (scores_B.reshape(-1, strategy.width) == -jnp.inf).all(axis=1)
-    over_B |= broken_B.reshape(-1, strategy.width).any(axis=1)
+    over_P = (scores_B.reshape(-1, strategy.width) == -jnp.inf).all(axis=1)
+    over_P |= broken_B.reshape(-1, strategy.width).any(axis=1)
     new = Search(
         scores_B=scores_B,
         finished=finished,
@@ -166,7 +165,7 @@ def step(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
             tokens_BS=where_going(tokens_BS, context.tokens_BS),
             lengths_B=context.lengths_B + going_B.astype(jnp.int32),
         ),
-        done_B=state.done_B | (going_B & jnp.repeat(over_B, strategy.width)),
+        done_B=state.done_B | (going_B & jnp.repeat(over_P, strategy.width)),
         caches=Models(*(kept and cache.reorder(kept, parent_B) for kept in caches)),
         records={
             **state.records,

@@ -76,8 +76,9 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Positions, blocks in a row, and the last norm: what turns embedded tokens into hidden states.
 
-    Returns them and `aux`, per layer: attention maps, keys and values, and hidden states (the first is the embedding's). A scanned stack keeps no `aux` (stacking it
-    would cost memory in every training step) and takes no cache.
+    Returns them and `aux`, per layer: attention maps, keys and values, and hidden states, of which the first is the
+    embedding's. A scanned stack keeps no `aux` (stacking it would cost memory in every training step) and takes no
+    cache.
 
     Attributes:
         layers: how many blocks.

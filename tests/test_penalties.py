@@ -241,85 +241,68 @@ def theirs(name, *arguments):
     return getattr(transformers.generation.logits_process, name)(*arguments)
 
 
+def each_with_theirs(number, vocabulary, source, biases, ends, given):
+    """Every processor of tokens with its settings, transformers' of the same, and its rules."""
+    torch = pytest.importorskip("torch")
+    size, factor, start = 1 + number % 4, (0.5, 1.3, 2.0)[number % 3], number % 5
+    least, read = 3 + number % 3, torch.tensor([source])
+    wide = max(map(len, biases))
+    sequences = [[-1] * (wide - len(ids)) + list(ids) for ids in biases]
+    biased = dict(
+        sequences_BNL=np.array([sequences]),
+        sequence_bias_BN=np.array([list(biases.values())], np.float32),
+    )
+    banned = np.where(np.isin(np.arange(vocabulary), ends), -INF, 0.0)[None].astype(np.float32)
+    plain = [
+        (processors.REPETITION, dict(repetition_penalty=factor), "RepetitionPenalty", factor),
+        (
+            processors.ENCODER_REPETITION,
+            dict(encoder_repetition_penalty=factor),
+            *("EncoderRepetitionPenalty", factor, read),
+        ),
+        (processors.NGRAMS, dict(no_repeat_ngram_size=size), "NoRepeatNGram", size),
+        (
+            processors.NGRAMS,
+            dict(encoder_no_repeat_ngram_size=size),
+            *("EncoderNoRepeatNGram", size, read),
+        ),
+        (processors.MINIMUM, dict(min_new_tokens=least), "MinNewTokensLength", given, least, ends),
+    ]
+    for step, settings, name, *arguments in plain:
+        yield step, Settings(**settings), theirs(f"{name}LogitsProcessor", *arguments), {}
+    decay = start, factor
+    yield (
+        processors.DECAY,
+        Settings(exponential_decay_length_penalty=decay),
+        theirs("ExponentialDecayLengthPenalty", decay, ends, given),
+        {},
+    )
+    yield processors.SEQUENCES, Settings(), theirs("SequenceBiasLogitsProcessor", biases), biased
+    suppress = theirs("SuppressTokensLogitsProcessor", ends)
+    yield processors.BIAS, Settings(), suppress, dict(bias_BV=banned)
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("vocabulary", [2, 7, 211])
 def test_every_processor_of_tokens_equals_that_of_transformers(vocabulary):
     """Random texts of few different tokens, so that much repeats; infinite logits among them."""
     torch = pytest.importorskip("torch")
     rng = np.random.RandomState(vocabulary)
-    ends = [vocabulary - 1, 0]
+    ends, given, length = [vocabulary - 1, 0], 7, 11
     few = min(vocabulary, 4)
     for number in range(12):
-        length, given = 11, 7
         text = rng.randint(0, few, length).tolist()
         source = rng.randint(0, few, 9).tolist()
         logits = (3 * rng.randn(1, vocabulary)).astype(np.float32)
         logits[0, number % vocabulary] = (-INF, INF, 0.0)[number % 3]
-        size, factor = 1 + number % 4, (0.5, 1.3, 2.0)[number % 3]
         biases = {
             tuple(text[len(text) - n + 1 :]) + (int(rng.randint(few)),): float(rng.randn())
             for n in (1, 2, 3)
         }
-        wide = max(map(len, biases))
-        sequences = [[-1] * (wide - len(ids)) + list(ids) for ids in biases]
         ids, scores = torch.tensor([text]), torch.tensor(logits)
-        for step, settings, expected, rules in [
-            (
-                processors.REPETITION,
-                Settings(repetition_penalty=factor),
-                theirs("RepetitionPenaltyLogitsProcessor", factor),
-                {},
-            ),
-            (
-                processors.ENCODER_REPETITION,
-                Settings(encoder_repetition_penalty=factor),
-                theirs("EncoderRepetitionPenaltyLogitsProcessor", factor, torch.tensor([source])),
-                {},
-            ),
-            (
-                processors.NGRAMS,
-                Settings(no_repeat_ngram_size=size),
-                theirs("NoRepeatNGramLogitsProcessor", size),
-                {},
-            ),
-            (
-                processors.NGRAMS,
-                Settings(encoder_no_repeat_ngram_size=size),
-                theirs("EncoderNoRepeatNGramLogitsProcessor", size, torch.tensor([source])),
-                {},
-            ),
-            (
-                processors.SEQUENCES,
-                Settings(),
-                theirs("SequenceBiasLogitsProcessor", biases),
-                {
-                    "sequences_BNL": np.array([sequences]),
-                    "sequence_bias_BN": np.array([list(biases.values())], np.float32),
-                },
-            ),
-            (
-                processors.MINIMUM,
-                Settings(min_new_tokens=3 + number % 3),
-                theirs("MinNewTokensLengthLogitsProcessor", given, 3 + number % 3, ends),
-                {},
-            ),
-            (
-                processors.DECAY,
-                Settings(exponential_decay_length_penalty=(number % 5, factor)),
-                theirs("ExponentialDecayLengthPenalty", (number % 5, factor), ends, given),
-                {},
-            ),
-            (
-                processors.BIAS,
-                Settings(),
-                theirs("SuppressTokensLogitsProcessor", ends),
-                {
-                    "bias_BV": np.where(np.isin(np.arange(vocabulary), ends), -INF, 0.0)[
-                        None
-                    ].astype(np.float32)
-                },
-            ),
-        ]:
+        for step, settings, expected, rules in each_with_theirs(
+            number, vocabulary, source, biases, ends, given
+        ):
             facts = dict(tokens=text, prompt=given, source=source, ends=ends)
             ours = chains.apply((step,), logits, settings, **facts, **rules)
             wanted = expected(ids, scores.clone()).numpy()
