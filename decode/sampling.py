@@ -63,12 +63,13 @@ def _noisy(
         return best(level_BV + keys.gumbel(keys_B, vocabulary))
 
     def of_few() -> tuple[jax.Array, jax.Array]:
-        # The barrier keeps XLA from sorting all of V for the slice below.
-        found = jax.lax.optimization_barrier(jax.lax.top_k(kept_BV, min(FEW, vocabulary)))
-        score_BN = found[0] - found[0][:, :1] + keys.gumbel_of(keys_B, found[1])
+        # No slice of what top_k finds: XLA would sort all of V for it.
+        found_BN, ids_BN = jax.lax.top_k(kept_BV, min(FEW, vocabulary))
+        level_BN = found_BN - found_BN.max(axis=1, keepdims=True)
+        score_BN = level_BN + keys.gumbel_of(keys_B, ids_BN)
         top_B1 = score_BN.max(axis=1, keepdims=True)
-        token_B = jnp.where(score_BN == top_B1, found[1], vocabulary - 1).min(axis=1)
-        others_BN = jnp.where(found[1] == token_B[:, None], -jnp.inf, score_BN)
+        token_B = jnp.where(score_BN == top_B1, ids_BN, vocabulary - 1).min(axis=1)
+        others_BN = jnp.where(ids_BN == token_B[:, None], -jnp.inf, score_BN)
         return token_B, top_B1[:, 0] - others_BN.max(axis=1)
 
     def nothing() -> tuple[jax.Array, jax.Array]:
