@@ -78,7 +78,7 @@ def _of(lms: Models, request: Request) -> list[Job]:
     steps = -(-further // strategies.GUIDE_SLOTS)
     strategy = dataclasses.replace(strategy, further=steps * strategies.GUIDE_SLOTS)
     limit = min(len(tokens) + settings.max_new_tokens, lm.config.context_length)
-    for name, other in zip(lms._fields, lms, strict=True):
+    for name, other in zip(lms._fields, _called(lms, strategy), strict=True):
         room = other and other.config.context_length - further * (name == "guide")
         if other and limit > room:
             raise errors.BadInput(

@@ -242,7 +242,7 @@ def one_key_for_all(change: Callable[[model.LM], Made]) -> Callable[[model.LM], 
     """The change in a loop that folds one key for the whole batch."""
 
     def control(lm: model.LM) -> Made:
-        with patched(sampling, keys=types.SimpleNamespace(fold=first_key, gumbel=keys.gumbel)):
+        with patched(sampling, keys=types.SimpleNamespace(**{**vars(keys), "fold": first_key})):
             return change(lm)
 
     return control

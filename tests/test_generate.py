@@ -180,7 +180,7 @@ def fold(monkeypatch):
     """Puts another fold into the compiled loop, and clears it away afterwards."""
 
     def install(broken):
-        names = types.SimpleNamespace(fold=broken, gumbel=keys.gumbel)
+        names = types.SimpleNamespace(**{**vars(keys), "fold": broken})
         monkeypatch.setattr(sampling, "keys", names)
         loop.run.clear_cache()
 

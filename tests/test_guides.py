@@ -76,11 +76,11 @@ def test_a_negative_prompt_far_longer_than_the_prompt_has_its_own_slots():
 def test_contrastive_decoding_subtracts_the_amateur_among_plausible_tokens():
     lm, amateur = tiny.lm("llama"), tiny.lm("gpt2")
     settings = Settings(
-        max_new_tokens=17, temperature=0, contrastive_beta=0.8, contrastive_alpha=0.05
+        max_new_tokens=17, temperature=0, contrastive_beta=0.8, contrastive_alpha=0.6
     )
     done = greedy(lm, settings, amateur=amateur)
     own, other = logprobs(lm, PROMPT, done.tokens), logprobs(amateur, PROMPT, done.tokens)
-    plausible = own >= own.max(axis=1, keepdims=True) + np.log(0.05)
+    plausible = own >= own.max(axis=1, keepdims=True) + np.log(0.6)
     # The raw logits of the paper differ from log-probabilities by a constant per position.
     score = np.where(plausible, 1.8 * own - 0.8 * other, -np.inf)
     assert best(score, done.tokens)
@@ -102,7 +102,7 @@ def layers(net):
 
 
 def test_dola_contrasts_the_early_layer_that_differs_most():
-    lm = tiny.lm("llama")
+    lm = tiny.lm("gemma2")
     settings = Settings(max_new_tokens=17, temperature=0, dola_layers=[0, 1])
     done = greedy(lm, settings)
     tokens_BT = np.array([[*PROMPT, *done.tokens]], np.int32)
