@@ -15,7 +15,7 @@ from decode.requests import Request
 from decode.settings import Settings
 from model import errors, hf
 
-PROMPT, NEGATIVE = (9, 8, 7, 30), (41, 5, 60, 22, 11, 200)
+PROMPT, NEGATIVE = (9, 8, 7, 30), (41, 5, 200)
 
 
 def logprobs(lm, prompt, tokens):
