@@ -42,6 +42,7 @@ _CACHE = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "the model of --num_assistant_tokens")
 _AMATEUR = flags.DEFINE_string("amateur", None, "the model of --contrastive_beta")
+_ROWS = flags.DEFINE_integer("batch_size", 8, "rows that run at once; part of a run's arithmetic")
 _ARMS = flags.DEFINE_string(
     "arms", None, "a JSON list of settings objects, in place of a grid of flags"
 )
@@ -51,7 +52,17 @@ _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compa
 _SETTINGS = ("decode", "inspect", "sweep")
 _READS: dict[str, tuple[str, ...]] = {
     "train": ("config", "workdir"),
-    "decode": ("from", "workdir", "config", "prompt", "prompts", "seed", "draft", "amateur"),
+    "decode": (
+        "from",
+        "workdir",
+        "config",
+        "prompt",
+        "prompts",
+        "seed",
+        "draft",
+        "amateur",
+        "batch_size",
+    ),
     "sweep": ("from", "prompts", "arms", "baseline", "workdir", "seed", "draft", "amateur"),
     "eval": ("from",),
     "inspect": ("from", "prompt"),
@@ -90,10 +101,9 @@ def decode_verb(overrides: Sequence[str]) -> int:
         named, seed = asked.requests(given), asked.seed if seed is None else seed
     for note in rules.notes(lm, [request.settings for _, request in named]):
         print(f"note: {note}", file=sys.stderr)
-    requests, completions = report.complete(
-        lm, named, seed := seed or 0, draft=draft, amateur=amateur
-    )
-    name = f"{manifest.digest(requests)[:8]}-{seed}"  # the same request is the same record
+    others: dict[str, Any] = dict(draft=draft, amateur=amateur, batch_size=_ROWS.value)
+    requests, completions = report.complete(lm, named, seed := seed or 0, **others)
+    name = manifest.name(requests, seed, draft, amateur)
     home = source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
     workdir = pathlib.Path(_WORKDIR.value or home / "decode" / name)
     manifest.write(
@@ -102,12 +112,11 @@ def decode_verb(overrides: Sequence[str]) -> int:
         requests,
         completions,
         seed=seed,
-        draft=draft,
-        amateur=amateur,
         prompts=_PROMPTS.value,
+        **others,
     )
     print(f"wrote {workdir}/completions.jsonl and {workdir}/manifest.json")
-    failed = [done.error for done in completions if done.error]
+    failed = dict.fromkeys(done.error for done in completions if done.error)
     for error in failed:
         print(f"ganymede: {error}", file=sys.stderr)
     return 2 if failed else 0

@@ -38,6 +38,7 @@ def generate(
     draft: LM | None = None,
     amateur: LM | None = None,
     on_token: OnToken | None = None,
+    strict: bool = True,
 ) -> list[Completion]:
     """Completes prompts: text, token ids, or `Request`s with settings of their own.
 
@@ -50,6 +51,8 @@ def generate(
             `batch_size` it is the same up to the rounding of matrix products.
         draft: a smaller model of the same tokens, for requests with `num_assistant_tokens`.
         amateur: a weaker one, for requests with `contrastive_beta`.
+        strict: refuses all requests when one of them cannot be followed; otherwise its completion says why, and the
+            others go on.
         on_token: called with (request id, sample, token, the text it adds) as each token comes.
 
     Returns:
@@ -58,9 +61,15 @@ def generate(
     requests, lms = asked.requests(prompts, settings), _models(lm, draft, amateur)
     done: dict[str | int, list[Completion]] = {request.id: [] for request in requests}  # type: ignore[misc]
     tellers: dict[tuple, outcome.Teller] = {}
-    for job, tokens, completions in _run(
-        lms, jobs.of(lms, requests), seed, batch_size, 1 if on_token else STEPS
-    ):
+    todo = []
+    for request in requests:
+        try:
+            todo += jobs.of(lms, request)
+        except errors.BadInput as error:
+            if strict:
+                raise
+            done[request.id] = [outcome.refused(request, str(error))]  # type: ignore[index]
+    for job, tokens, completions in _run(lms, todo, seed, batch_size, 1 if on_token else STEPS):
         if on_token:
             name = job.id, job.sample
             teller = tellers.setdefault(name, outcome.Teller(lm, job))
@@ -91,7 +100,7 @@ def stream(
             raise errors.BadInput(
                 f"{name} is {value}; a stream carries one completion, so it must be 1"
             )
-    job = jobs.of(lms, requests)[0]
+    job = jobs.of(lms, requests[0])[0]
     teller = outcome.Teller(lm, job)
     for _, tokens, completions in _run(lms, [job], seed, batch_size, 1):
         for _, text in teller.tell(tokens, completions):

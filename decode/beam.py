@@ -118,8 +118,8 @@ def step(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
     going_B = states.going(strategy, state)
     rows_B = jnp.arange(len(going_B), dtype=jnp.int32)
     newest_B1 = context.tokens_BS[rows_B, context.lengths_B - 1][:, None]
-    logits_BTV, caches = guides.extend(strategy, nets, params, state, newest_B1, going_B[:, None])
-    logprobs_BV = jax.nn.log_softmax(logits_BTV[:, 0])
+    *both, caches = guides.extend(strategy, nets, params, state, newest_B1, going_B[:, None])
+    logprobs_BV, own_BV = (jax.nn.log_softmax(x_BTV[:, 0]) for x_BTV in both)
     alive_B = going_B & (search.scores_B > -jnp.inf)
     broken_B = alive_B & jnp.isnan(logprobs_BV[:, 0])
     scores_B = jnp.where(alive_B & ~broken_B, search.scores_B, -jnp.inf)
@@ -132,9 +132,9 @@ def step(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
             for x_UC in (found.row_UC, found.token_UC, found.sampled_UC)
         )
         new = {
-            "logprobs": logprobs_BV[parent_B, token_B],
+            "logprobs": own_BV[parent_B, token_B],
             "sampled_logprobs": sampled_B,
-            **_likelihood(logits_BTV[:, 0], kept_BV, parent_B, token_B, context),
+            **_likelihood(own_BV, kept_BV, parent_B, token_B, context),
         }
         records = {
             name: state.records[name][parent_B].at[rows_B, context.lengths_B].set(new[name])

@@ -1,5 +1,6 @@
 """Which settings are refused, and in which words? The form of each value, its range, and what contradicts what."""
 
+import json
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 from model import errors
 
 SMALLEST_TEMPERATURE = 1e-30  # logits of a few thousand divided by it still are float32
+LARGEST = 3.4e38  # float32 ends a little above
 PRESETS = ("hf", "vllm", "llama.cpp", "strict")
 CONSTRAINTS = ("regex", "json_schema", "grammar")
 Ids = tuple[int, ...]
@@ -20,6 +22,10 @@ def check(settings: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         value = getattr(settings, name)
         if value is not None or default is not None:
             value = (FORMS.get(name) or _plain(type(default)))(name, value)
+        if isinstance(value, float) and LARGEST < abs(value) < math.inf:
+            raise errors.BadInput(
+                f"{name} is {value}; it must be a number of float32, at most {LARGEST}"
+            )
         if value is not None and name in RANGES:
             holds, words = RANGES[name]
             if not holds(value):
@@ -32,7 +38,8 @@ def contradictions(settings: Any) -> None:
     """Refuses settings that cannot be had together."""
     for name, holds, words in CONTRADICTIONS:
         if holds(settings):
-            raise errors.BadInput(f"{name} is {getattr(settings, name)!r}, {words}")
+            said = words.format(s=settings)
+            raise errors.BadInput(f"{name} is {getattr(settings, name)!r}, {said}")
 
 
 def _plain(kind: type) -> Callable[[str, Any], Any]:
@@ -76,8 +83,10 @@ def _entries(name: str, value: Any) -> list[tuple[Any, float]]:
         pairs = [(key, float(number)) for key, number in entries]
     except (TypeError, ValueError) as error:
         raise errors.BadInput(f"{name} is {value!r}; it must map tokens to numbers") from error
-    if any(math.isnan(number) or number == math.inf for _, number in pairs):
-        raise errors.BadInput(f"{name} is {value!r}; a bias must be a number below infinity")
+    if not all(number == -math.inf or abs(number) <= LARGEST for _, number in pairs):
+        raise errors.BadInput(
+            f"{name} is {value!r}; a bias must be a number of float32, at most {LARGEST}, or -inf"
+        )
     return pairs
 
 
@@ -105,6 +114,24 @@ def _words(name: str, value: Any) -> tuple[str | Ids, ...]:
 
 def _text_or_ids(name: str, value: Any) -> str | Ids:
     return value if isinstance(value, str) else _ids(name, value)
+
+
+def _layers(name: str, value: Any) -> str | Ids:
+    if isinstance(value, str):
+        if value not in ("low", "high"):
+            raise errors.BadInput(
+                f'{name} is {value!r}; it must be "low", "high" or a list of layers'
+            )
+        return value
+    whole = isinstance(value, Iterable) and (value := tuple(value))
+    if not whole or not all(isinstance(x, numbers.Integral) and int(x) >= 0 for x in value):
+        raise errors.BadInput(f"{name} is {value!r}; layers are whole numbers from 0")
+    return tuple(int(x) for x in value)
+
+
+def _schema(name: str, value: Any) -> str:
+    """A JSON schema as text, or as the object that it is."""
+    return json.dumps(value) if isinstance(value, Mapping | bool) else _text(name, value)
 
 
 def _text(name: str, value: Any) -> str:
@@ -169,10 +196,10 @@ FORMS: dict[str, Callable[[str, Any], Any]] = {
     "do_sample": _sampled,
     "length_rule": _choice("hf", "t5"),
     "early_stopping": _early,
-    "dola_layers": _text_or_ids,
+    "dola_layers": _layers,
     "negative_prompt": _text_or_ids,
     "regex": _text,
-    "json_schema": _text,
+    "json_schema": _schema,
     "grammar": _text,
     "preset": _choice(*PRESETS),
 }
@@ -229,10 +256,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_beam_groups": _from(1),
     "diversity_penalty": _NOT_NEGATIVE,
     "penalty_alpha": (lambda x: 0 <= x <= 1, "from 0, which is off, to 1"),
-    "dola_layers": (
-        lambda x: x in ("low", "high") or not isinstance(x, str) and len(x) > 0,
-        '"low", "high" or a list of layers',
-    ),
     "guidance_scale": (math.isfinite, "a finite number; 1 is off"),
     "contrastive_beta": _NOT_NEGATIVE,
     "contrastive_alpha": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
@@ -260,7 +283,7 @@ CONTRADICTIONS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     (
         "best_of",
         lambda s: s.best_of and s.best_of < s.n,
-        "below n, which are kept of them; raise it",
+        "below n, which is {s.n}; raise it",
     ),
     (
         "best_of",
@@ -275,7 +298,7 @@ CONTRADICTIONS: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     (
         "num_beams",
         lambda s: s.num_beams > 1 and s.n > s.num_beams,
-        "below n, which are kept of them; raise it",
+        "below n, which is {s.n}; raise it",
     ),
     (
         "num_beams",

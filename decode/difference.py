@@ -11,6 +11,8 @@ from typing import Any
 from decode.requests import Completion, Request
 
 NUMBERS = ("logprobs", "sampled_logprobs", "margins")
+ON_REQUEST = ("entropies", "kept_masses", "ranks", "kept_counts")
+WHOLE = ("text", "finish_reason", "stopped_by", "score", "prompt_logprobs", "error", *ON_REQUEST)
 LEAST_NOISE = 1e-6  # of float32 logits; two runs may agree by luck before they part
 GENEROUS = 16  # a margin of so many times the noise that was seen still counts as a near tie
 
@@ -141,7 +143,7 @@ def _first(a: Completion, b: Completion) -> Divergence | None:
                 return Divergence(a.id, a.sample, index, what, x, y, a.margins[index])
     if longer := _first_token(a, b):
         return longer
-    for what in ("text", "finish_reason"):
+    for what in WHOLE:
         x, y = getattr(a, what), getattr(b, what)
         if x != y:
             return Divergence(a.id, a.sample, None, what, x, y)

@@ -67,7 +67,8 @@ def append(context: Context, token_B: jax.Array) -> Context:
 def lookup(context: Context, drafts: int) -> jax.Array:
     """The tokens behind the latest of the longest earlier occurrences of the last tokens (Saxena 2023).
 
-    At most `max_matching_ngram_size` tokens are compared. Where nothing matches, anything is proposed.
+    At most `max_matching_ngram_size` tokens are compared. Where nothing matches the text's first ones
+    are proposed, and behind its end token 0.
 
     Example: `[1, 2, 3, 4, 1, 2]` and two drafts give `[3, 4]`.
     """
@@ -91,4 +92,5 @@ def lookup(context: Context, drafts: int) -> jax.Array:
     rank_BS = jnp.where(length_BS > 0, jnp.minimum(length_BS, longest_B1) * slots + place_1S, -1)
     behind_B = jnp.argmax(rank_BS, axis=1).astype(jnp.int32) + 1
     places_BK = behind_B[:, None] + jnp.arange(drafts, dtype=jnp.int32)[None]
-    return jnp.take_along_axis(tokens_BS, jnp.minimum(places_BK, slots - 1), axis=1)
+    found_BK = jnp.take_along_axis(tokens_BS, jnp.minimum(places_BK, slots - 1), axis=1)
+    return jnp.where(places_BK < lengths_B[:, None], found_BK, 0)

@@ -25,8 +25,8 @@ def extend(
     state: State,
     tokens_BT: jax.Array,
     mask_BT: jax.Array,
-) -> tuple[jax.Array, Models]:
-    """Float32 logits [B, T, V] behind each token, and the caches with the tokens in them."""
+) -> tuple[jax.Array, jax.Array, Models]:
+    """Float32 logits [B, T, V] behind each token, the model's own ones, and the caches with the tokens in them."""
     context, caches = state.context, state.caches
     logits_BTV, main, aux = nets.main.apply(
         {"params": params.main}, tokens_BT, mask_BT, caches.main, method="trace"
@@ -34,9 +34,10 @@ def extend(
     logits_BTV = logits_BTV.astype(jnp.float32)
     caches = caches._replace(main=main)
     if strategy.guide == "early":
-        return contrast(logits_BTV, _early(strategy, nets, params, aux)), caches
+        early_JBTV = _early(strategy, nets, params, aux)
+        return contrast(logits_BTV, early_JBTV), logits_BTV, caches
     if not strategy.second:
-        return logits_BTV, caches
+        return logits_BTV, logits_BTV, caches
     first_B = context.lengths_B == context.prompt_B
     tokens_BT = tokens_BT.at[:, 0].set(jnp.where(first_B, state.guide_B, tokens_BT[:, 0]))
     other_BTV, guide = nets.guide.apply(
@@ -44,7 +45,7 @@ def extend(
     )
     weigh = WEIGHED[strategy.guide]
     mixed_BTV = weigh(logits_BTV, other_BTV.astype(jnp.float32), context.knobs)
-    return mixed_BTV, caches._replace(guide=guide)
+    return mixed_BTV, logits_BTV, caches._replace(guide=guide)
 
 
 def guidance(logits_BTV: jax.Array, other_BTV: jax.Array, knobs: Knobs) -> jax.Array:

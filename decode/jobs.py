@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decode import context, contrastive, keys, loop, rules
+from decode import context, contrastive, grammar, keys, loop, rules
 from decode import state as states
 from decode import strategy as strategies
 from decode.context import Context
@@ -18,6 +18,7 @@ from decode.settings import Settings
 from decode.state import State
 from decode.strategy import Models, Strategy
 from model import LM, errors, tokenizer
+from model.config import RECURRENT
 
 SMALLEST_PROMPT = 16
 SMALLEST_SLOTS = 128  # of GPT-2's step at batch 1, attention over them takes 3 %
@@ -59,12 +60,12 @@ def bucket(count: int, smallest: int, largest: int) -> int:
     return min(size, largest)
 
 
-def of(lms: Models, requests: Sequence[Request]) -> list[Job]:
-    """The jobs of some requests, in their order; `lms` are the model and its helpers."""
-    return [job for request in requests for job in _of(lms, request)]
+def of(lms: Models, request: Request) -> list[Job]:
+    """The jobs of a request; `lms` are the model and its helpers.
 
-
-def _of(lms: Models, request: Request) -> list[Job]:
+    Raises:
+        BadInput: when the model cannot follow it.
+    """
     lm, settings = lms.main, request.settings
     prompt = _prompt_tokens(lm, request)
     read, tokens = _begin(lm, request, prompt)
@@ -81,12 +82,17 @@ def _of(lms: Models, request: Request) -> list[Job]:
     for name, other in zip(lms._fields, _called(lms, strategy), strict=True):
         room = other and other.config.context_length - further * (name == "guide")
         if other and limit > room:
+            amateur = "amateur " if strategy.guide == "amateur" else ""
+            who = {"draft": "draft ", "guide": amateur}.get(name, "")
+            beside = f" behind a negative_prompt of {len(guide_read) + 1}" if further else ""
             raise errors.BadInput(
-                f"request {request.id!r} may grow to {limit} tokens, and the {name} model's window holds {room}; "
-                "lower max_new_tokens or shorten the prompt"
+                f"request {request.id!r} may grow to {limit} tokens{beside}, and the window of the {who}model "
+                f"holds {other.config.context_length}; shorten one of them, or lower max_new_tokens"
             )
     eos = () if settings.ignore_eos else lm.tokenizer.eos_ids
     ends = (*eos, *(i for i in settings.stop_token_ids if i not in eos))
+    if settings.constrained:
+        grammar.compile(lm.tokenizer, lm.config.vocab_size, ends, settings)
     samples = max(settings.n, settings.best_of) if strategy.kind == "draw" else 1
     assert request.id is not None
     return [
@@ -178,6 +184,8 @@ def _helped(lms: Models, request: Request, strategy: Strategy) -> None:
         ("draft", strategy.draft == "model", "num_assistant_tokens"),
     ):
         other = lms.guide if name == "amateur" else lms.draft
+        if wanted and other is not None and other.config.family in RECURRENT:
+            strategies.check_rollback(strategy.drafts)
         if wanted and other is None:
             raise errors.BadInput(
                 f"request {request.id!r} has {setting}, which needs another model; add {name}= (--{name}=DIR)"

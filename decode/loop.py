@@ -52,10 +52,10 @@ def draw(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
     drafts_BK, caches = drafting.propose(strategy, nets, params, context, state.caches, going_B)
     fed_BT = jnp.concatenate([newest_B1, drafts_BK], axis=1)
     mask_BT = jnp.broadcast_to(going_B[:, None], fed_BT.shape)
-    logits_BTV, caches = guides.extend(
+    *logits, caches = guides.extend(
         strategy, nets, params, state.replace(caches=caches), fed_BT, mask_BT
     )
-    token_BT, record_BT = _drawn(strategy, logits_BTV, drafts_BK, context)
+    token_BT, record_BT = _drawn(strategy, logits, drafts_BK, context)
     right_BK = _right(token_BT, drafts_BK)
     at_end_BT = (token_BT[:, :, None] == context.ends_BE[:, None]).any(axis=2)
     before_end_BT = jnp.cumsum(at_end_BT, axis=1, dtype=jnp.int32) - at_end_BT.astype(jnp.int32)
@@ -88,21 +88,26 @@ def draw(strategy: Strategy, nets: Models, params: Models, state: State) -> Stat
 
 
 def _drawn(
-    strategy: Strategy, logits_BTV: jax.Array, drafts_BK: jax.Array, context: Context
+    strategy: Strategy, logits: list[jax.Array], drafts_BK: jax.Array, context: Context
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The token behind each of T tokens, drawn as if those before it were settled: [B, T], and its record."""
+    """The token behind each of T tokens, drawn as if those before it were settled: [B, T], and its record.
+
+    `logits` are those to draw from and the model's own, [B, T, V].
+    """
     if not strategy.drafts:
-        token_B, record = sampling.draw(logits_BTV[:, 0], context, strategy.preset)
+        drawn_BV, own_BV = (x_BTV[:, 0] for x_BTV in logits)
+        token_B, record = sampling.draw(drawn_BV, context, strategy.preset, own_BV)
         return token_B[:, None], {name: x_B[:, None] for name, x_B in record.items()}
 
     def step(context: Context, given: tuple) -> tuple[Context, tuple]:
-        logits_BV, draft_B = given
-        drawn = sampling.draw(logits_BV, context, strategy.preset)
+        logits_BV, own_BV, draft_B = given
+        drawn = sampling.draw(logits_BV, context, strategy.preset, own_BV)
         return drafting.append(context, draft_B), drawn
 
     last_B1 = jnp.zeros_like(drafts_BK[:, :1])
     drafts_TB = jnp.concatenate([drafts_BK, last_B1], axis=1).T
-    _, drawn = jax.lax.scan(step, context, (jnp.moveaxis(logits_BTV, 1, 0), drafts_TB))
+    along = (*(jnp.moveaxis(x_BTV, 1, 0) for x_BTV in logits), drafts_TB)
+    _, drawn = jax.lax.scan(step, context, along)
     return jax.tree.map(lambda x_TB: x_TB.T, drawn)
 
 

@@ -1,8 +1,8 @@
 """How does somebody else repeat a decoding run to the bit? What `write` keeps of it, and `replay`.
 
-`completions.jsonl` has what went in and what came out, one JSON object per completion; every float in
-it reads back as the same bits, and an infinite margin is null. `manifest.json` has what they came from:
-seed, versions, device, and digests of weights, tokenizer, requests and completions.
+`completions.jsonl` has what went in and what came out, one JSON object per completion; every float in it reads back
+as the same bits: an infinite margin is null, any other number that JSON lacks is a text. `manifest.json` has what they
+came from: seed, versions, device, and digests of weights, tokenizer, requests and completions.
 """
 
 import dataclasses
@@ -114,6 +114,7 @@ def replay(directory: str | os.PathLike, lm: LM | None = None) -> Report:
         batch_size=values["batch_size"],
         draft=draft,
         amateur=amateur,
+        strict=False,
     )
     here = {**environment(), "buckets": _buckets(), "runtime": dataclasses.asdict(lm.net.runtime)}
     there = {
@@ -169,7 +170,7 @@ def _settings(requests: Iterable[Request]) -> list[dict[str, Any]]:
     counts: dict[Settings, int] = {}
     for request in requests:
         counts[request.settings] = counts.get(request.settings, 0) + 1
-    return [{**dataclasses.asdict(settings), "requests": n} for settings, n in counts.items()]
+    return [{**_written(dataclasses.asdict(s)), "requests": n} for s, n in counts.items()]
 
 
 def _line(request: Request, done: Completion) -> str:
@@ -187,10 +188,29 @@ def _line(request: Request, done: Completion) -> str:
         "margins": [None if math.isinf(margin) else margin for margin in done.margins],
     }
     values |= {name: value for name in OPTIONAL if (value := getattr(done, name)) is not None}
-    line = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    line = json.dumps(_written(values), ensure_ascii=False, allow_nan=False)
     for separator in "\x85\u2028\u2029":  # some readers end lines at these
         line = line.replace(separator, f"\\u{ord(separator):04x}")
     return line + "\n"
+
+
+def _written(value: Any) -> Any:
+    """Numbers that JSON has none of as texts, "-inf", however deep; everything else as it is."""
+    if isinstance(value, Mapping):
+        return {name: _written(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_back(value: Any) -> Any:
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def name(requests: Sequence[Request], seed: int, *helpers: LM | None) -> str:
+    """What a directory for such a run may be called: the same requests of the same models have the same name."""
+    digests = [digest(requests), *(helper.digest for helper in helpers if helper)]
+    return f"{_sha256(' '.join(digests))[:8] if len(digests) > 1 else digests[0][:8]}-{seed}"
 
 
 def _sha256(text: str | bytes) -> str:
@@ -264,7 +284,11 @@ def _read_completions(
         settings = errors.build(Settings, row.pop("settings"), f"{path}: settings")
         requests.setdefault(row["id"], Request(row.pop("prompt"), settings, row["id"]))
         row["margins"] = [math.inf if margin is None else margin for margin in row["margins"]]
-        lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        lists = {
+            name: tuple(map(_read_back, value))
+            for name, value in row.items()
+            if isinstance(value, list)
+        }
         completions.append(Completion(**{**row, **lists}))
     _same(path.with_name(MANIFEST), digest(requests.values()), values["requests"]["sha256"])
     return list(requests.values()), completions

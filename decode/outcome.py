@@ -1,5 +1,6 @@
 """What has become of a row? Its tokens and records as the host reads them, its text as it comes, its completion."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from decode import beam, jobs, stopping
 from decode.jobs import Job
-from decode.requests import Completion
+from decode.requests import Completion, Request
 from decode.settings import Settings
 from decode.state import State
 from model import LM, errors
@@ -199,9 +200,28 @@ def completion(
     )
 
 
+def refused(request: Request, error: str) -> Completion:
+    """The completion of a request that cannot be followed."""
+    assert request.id is not None
+    return Completion(
+        id=request.id,
+        sample=0,
+        prompt_tokens=(),
+        tokens=(),
+        text="",
+        finish_reason="failed",
+        logprobs=(),
+        sampled_logprobs=(),
+        margins=(),
+        error=error if repr(request.id) in error else f"request {request.id!r}: {error}",
+    )
+
+
 def best(settings: Settings, made: list[Completion]) -> list[Completion]:
     """The ones to keep: of several tries the most likely, in the order of their numbers otherwise."""
     if not settings.best_of:
         return made[: settings.n]
-    ranked = sorted(made, key=lambda done: -sum(done.logprobs))
-    return ranked[: settings.n]
+    scores = [math.fsum(done.logprobs) for done in made]
+    scored = [dataclasses.replace(d, score=x) for d, x in zip(made, scores, strict=True)]
+    ranks = sorted(range(len(made)), key=lambda i: (made[i].finish_reason == "failed", -scores[i]))
+    return [scored[i] for i in ranks[: settings.n]]

@@ -13,17 +13,20 @@ FEW = 256
 Record = dict[str, jax.Array]
 
 
-def draw(logits_BV: jax.Array, context: Context, preset: str) -> tuple[jax.Array, Record]:
+def draw(
+    logits_BV: jax.Array, context: Context, preset: str, own_BV: jax.Array | None = None
+) -> tuple[jax.Array, Record]:
     """One token per row, int32, and what is recorded of it, float32 [B] each.
 
     Draws by the Gumbel-max trick: argmax of logits plus noise is a sample of their softmax. A greedy row takes the
     first of its largest scores. Noise is added to logits whose largest is 0, where float32 is finest; when every
     row is greedy, none is made.
 
-    Recorded are `logprobs`, the model's own, from the logits as they came; `sampled_logprobs`, of the distribution
-    drawn from, 0 where the choice was greedy and not a number where nothing was allowed; `margins`, the winner's
-    score minus the runner-up's, noise included; and what `likelihood` adds.
+    Recorded are `logprobs`, the model's own: of `own_BV` where a guide has changed the logits; `sampled_logprobs`, of
+    the distribution drawn from, 0 where the choice was greedy and not a number where nothing was allowed; `margins`,
+    the winner's score minus the runner-up's, noise included; and what `likelihood` adds.
     """
+    own_BV = logits_BV if own_BV is None else own_BV
     kept_BV = processors.PRESETS[preset](logits_BV, context)
     greedy_B = context.knobs["temperature"] == 0
     best_B, gap_B = best(kept_BV)
@@ -39,10 +42,10 @@ def draw(logits_BV: jax.Array, context: Context, preset: str) -> tuple[jax.Array
     )
     chosen_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0]
     return token_B, {
-        "logprobs": _logprob(logits_BV, token_B),
+        "logprobs": _logprob(own_BV, token_B),
         "sampled_logprobs": jnp.where(chosen_B > -jnp.inf, sampled_B, jnp.nan),
         "margins": margin_B,
-        **likelihood(logits_BV, kept_BV, token_B, context),
+        **likelihood(own_BV, kept_BV, token_B, context),
     }
 
 

@@ -122,7 +122,7 @@ class Settings:
     prompt_lookup_num_tokens: int = 0
     max_matching_ngram_size: int = 2
     regex: str | None = None
-    json_schema: str | None = None
+    json_schema: Any = None
     grammar: str | None = None
     preset: str = "hf"
     likelihood: bool = False

@@ -109,9 +109,13 @@ def empty(
 
 @functools.partial(jax.jit, donate_argnames=("state",))
 def insert(state: State, row: jax.Array, one: State) -> State:
-    """Puts the rows of `one` in the place of row `row` and the next; leaves with fewer slots fill the first ones."""
+    """Puts the rows of `one` in the place of row `row` and the next.
+
+    Leaves with fewer slots fill the first ones; of those with more, the rest holds nothing.
+    """
 
     def put(many: jax.Array, one: jax.Array) -> jax.Array:
+        one = one[(slice(None), *(slice(size) for size in many.shape[1:]))]
         start = (row, *(jnp.zeros_like(row) for _ in many.shape[1:]))
         return jax.lax.dynamic_update_slice(many, one, start)
 

@@ -65,10 +65,8 @@ def of(settings: Settings, config: ModelConfig) -> Strategy:
     if s.penalty_alpha:
         kind, width = "contrastive", 1 << (min(s.top_k, config.vocab_size) - 1).bit_length()
     draft = "model" if s.num_assistant_tokens else "lookup" if s.prompt_lookup_num_tokens else ""
-    if s.drafts >= STATES and config.family in RECURRENT:
-        raise errors.BadInput(
-            f"{s.drafts} tokens are to be drafted, and a recurrent model can take back {STATES - 1}; draft fewer"
-        )
+    if config.family in RECURRENT:
+        check_rollback(s.drafts)
     guide = ""
     early: tuple[int, ...] = ()
     if s.guidance_scale != 1:
@@ -78,6 +76,14 @@ def of(settings: Settings, config: ModelConfig) -> Strategy:
     elif s.dola_layers is not None:
         guide, early = "early", _early(s.dola_layers, config)
     return Strategy(kind, s.preset, width, s.num_beam_groups, s.drafts, draft, guide, early)
+
+
+def check_rollback(drafts: int) -> None:
+    """Refuses more drafts than a recurrent model can take back."""
+    if drafts >= STATES:
+        raise errors.BadInput(
+            f"{drafts} tokens are to be drafted, and a recurrent model can take back {STATES - 1}; draft fewer"
+        )
 
 
 def _early(layers: str | tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MANY = 30  # keys that nobody wants to read when one of them is meant
 WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -70,9 +71,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise BadInput(
-                f"{where} has no key {key!r}{nearest(str(key), fields)}; known keys: {', '.join(fields)}"
-            )
+            hint = nearest(str(key), fields)
+            known = "" if hint and len(fields) > MANY else f"; known keys: {', '.join(fields)}"
+            raise BadInput(f"{where} has no key {key!r}{hint}{known}")
     missing = [
         name
         for name, field in fields.items()

@@ -1,5 +1,6 @@
 """Is a second opinion weighed in as its paper says? Every token again, from full forward passes and numpy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import test_two_roads
 import tiny
 
 import decode
+import model
 from decode import guides, strategy
 from decode.requests import Request
 from decode.settings import Settings
@@ -69,7 +71,10 @@ def test_a_negative_prompt_far_longer_than_the_prompt_has_its_own_slots():
     own, other = (logprobs(lm, prompt, done.tokens) for prompt in (PROMPT, long))
     assert best(other + 1.5 * (own - other), done.tokens)
     too_long = Settings(max_new_tokens=30, guidance_scale=1.5, negative_prompt=long)
-    with pytest.raises(errors.BadInput, match="^request 0 may grow to 34 tokens, and the guide"):
+    with pytest.raises(
+        errors.BadInput,
+        match="^request 0 may grow to 34 tokens behind a negative_prompt of 50, and the window",
+    ):
         decode.generate(lm, [PROMPT], too_long, seed=0)
 
 
@@ -217,3 +222,27 @@ def test_guided_tokens_are_those_of_transformers(negative):
     )
     (done,) = decode.generate(lm, [PROMPT], settings, seed=0)
     assert list(done.tokens) == out[0, len(PROMPT) :].tolist()
+
+
+def test_log_probabilities_stay_the_models_own_whatever_guides_it():
+    lm = tiny.lm("llama")
+    for settings in (
+        dict(guidance_scale=1.7),
+        dict(dola_layers="low"),
+        dict(guidance_scale=2, num_beams=2),
+    ):
+        (done,) = decode.generate(lm, [PROMPT], Settings(max_new_tokens=7, **settings), seed=0)
+        own = logprobs(lm, PROMPT, done.tokens)[np.arange(len(done.tokens)), list(done.tokens)]
+        np.testing.assert_allclose(done.logprobs, own, atol=1e-5)
+
+
+def test_a_helper_of_a_larger_window_reads_a_long_prompt():
+    """Its prompt fills a bucket that is longer than the model's window."""
+    lm = tiny.lm("llama")
+    settings = Settings(max_new_tokens=3, temperature=0, contrastive_beta=0.5)
+    far = dataclasses.replace(lm.config, context_length=96)
+    amateur = model.LM(far, lm.params, lm.tokenizer, model.build(far))
+    prompt = [5 + i % 90 for i in range(50)]
+    (done,) = decode.generate(lm, [prompt], settings, seed=0, amateur=amateur)
+    (same,) = decode.generate(lm, [prompt], settings, seed=0, amateur=lm)
+    assert done.tokens == same.tokens

@@ -108,6 +108,41 @@ def test_writing_the_same_run_twice_writes_the_same_bytes(run, lm, completions):
     assert sorted(before) == ["completions.jsonl", "manifest.json"]
 
 
+def test_infinite_numbers_and_biases_are_written_and_replayed(tmp_path, lm):
+    settings = Settings(max_new_tokens=3, logit_bias={9: -math.inf, 8: 1.5}, likelihood=True)
+    asked = decode.requests([[9, 8, 7]], settings)
+    (done,) = decode.generate(lm, asked, seed=3)
+    odd = dataclasses.replace(done, logprobs=(-math.inf, *done.logprobs[1:]))
+    manifest.write(tmp_path, lm, asked, [odd], seed=3)
+    assert '"logprobs": ["-inf", ' in (tmp_path / "completions.jsonl").read_text()
+    report = manifest.replay(tmp_path, lm)
+    assert (report.first.what, report.first.expected) == ("logprobs", -math.inf)
+    manifest.write(tmp_path, lm, asked, [done], seed=3)
+    assert manifest.replay(tmp_path, lm).identical
+
+
+@pytest.mark.parametrize(
+    "name", ["entropies", "ranks", "kept_masses", "kept_counts", "score", "stopped_by"]
+)
+def test_every_number_of_a_completion_is_compared(completions, name):
+    (done, *_) = completions
+    other = dataclasses.replace(done, **{name: (1,) if name.endswith("s") else 1})
+    report = difference.compare([done], [other], REQUESTS[:1], [])
+    assert report.first.what == name
+
+
+def test_a_run_is_named_by_its_requests_its_seed_and_its_helpers(lm):
+    asked, other = decode.requests(REQUESTS), tiny.lm("llama")
+    names = [
+        manifest.name(asked, 0),
+        manifest.name(asked, 1),
+        manifest.name(asked, 0, lm),
+        manifest.name(asked, 0, other),
+    ]
+    assert len(set(names)) == 4
+    assert manifest.name(asked, 0, None, None) == names[0]
+
+
 def test_a_run_with_a_draft_model_names_it_and_needs_it(tmp_path, lm):
     draft, settings = tiny.lm("llama"), Settings(max_new_tokens=7, num_assistant_tokens=2)
     asked = decode.requests([[9, 8, 7]], settings)
@@ -132,7 +167,7 @@ def test_a_seed_and_batch_size_of_ones_own_are_replayed(tmp_path, lm, monkeypatc
 
     monkeypatch.setattr(manifest.batch, "generate", listen)
     assert manifest.replay(tmp_path, lm).identical
-    assert calls == [dict(seed=2**50, batch_size=5, draft=None, amateur=None)]
+    assert calls == [dict(seed=2**50, batch_size=5, draft=None, amateur=None, strict=False)]
 
 
 def test_a_run_moves_with_its_model_and_the_model_is_loaded_from_there(

@@ -56,7 +56,8 @@ def test_what_is_read_makes_settings_for_every_name():
 def test_a_value_may_stand_in_a_file(tmp_path):
     path = tmp_path / "schema.json"
     path.write_text('{"type": "integer"}\n')
-    assert options.values({"json_schema": [f"@{path}"]}) == {"json_schema": '{"type": "integer"}'}
+    given = Settings(**options.values({"json_schema": [f"@{path}"]}))
+    assert given == Settings(json_schema='{"type": "integer"}')
     path.write_text("7\n")
     assert options.values({"top_k": [f"@{path}"]}) == {"top_k": 7}
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 import decode
 import model
-from decode import context, processors
+from decode import batch, context, processors
 from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
@@ -216,18 +216,21 @@ def complete(
     *,
     draft: model.LM | None = None,
     amateur: model.LM | None = None,
+    batch_size: int = batch.BATCH_SIZE,
 ) -> tuple[list[Request], list[Completion]]:
     """Completes and prints: one completion on a terminal while it is made, everything else as a table.
 
-    `draft` and `amateur` are those of `decode.generate`.
+    `draft`, `amateur` and `batch_size` are those of `decode.generate`. Of several requests
+    those that cannot be followed fail, each with its reason; a single one is refused.
     """
+    others: dict[str, Any] = dict(seed=seed, draft=draft, amateur=amateur, batch_size=batch_size)
     requests = decode.requests(request for _, request in named)
     texts = [r.prompt if isinstance(r.prompt, str) else lm.words.decode(r.prompt) for r in requests]
     single = len(requests) == 1 and max(requests[0].settings.n, requests[0].settings.best_of) == 1
     if single and sys.stdout.isatty():
-        pieces = decode.stream(lm, requests[0], seed=seed, draft=draft, amateur=amateur)
+        pieces = decode.stream(lm, requests[0], **others)
         return requests, [completion_stream(texts[0], pieces)]
-    completions = decode.generate(lm, requests, seed=seed, draft=draft, amateur=amateur)
+    completions = decode.generate(lm, requests, strict=len(requests) == 1, **others)
     names = [name for name, _ in named]
     told = {r.id: (name, text) for r, name, text in zip(requests, names, texts, strict=True)}
     completions_table((*told[done.id], done) for done in completions)
@@ -242,7 +245,7 @@ def completion_stream(prompt: str, pieces: Iterable[str | Completion]) -> Comple
     Console().print(Text(_safe(prompt), style="dim"), end="", soft_wrap=True)
     for piece in pieces:
         if isinstance(piece, Completion):
-            mean = math.fsum(piece.logprobs) / len(piece.logprobs)
+            mean = math.fsum(piece.logprobs) / max(len(piece.logprobs), 1)
             print(
                 f"\n\n{len(piece.tokens)} tokens · {piece.finish_reason} · log-prob {mean:.3f} a token"
             )
