@@ -33,7 +33,7 @@ CASES = {
     "top-n-sigma": dict(top_n_sigma=1.1),
     "top-h": dict(top_h=0.6),
     "XTC": dict(xtc_probability=0.6, xtc_threshold=0.08),
-    "mirostat 2": dict(mirostat=2, mirostat_tau=1.2),
+    "mirostat 2": dict(mirostat=2, mirostat_tau=2.0),
     "temperature, top-k, top-p": dict(temperature=1.4, top_k=6, top_p=0.9),
     "temperature, top-k, min-p": dict(temperature=1.6, top_k=8, min_p=0.05),
     "top-p, typical": dict(top_p=0.95, typical_p=0.8),
