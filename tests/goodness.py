@@ -207,7 +207,7 @@ def _hits(logits_V: jax.Array, start: jax.Array, rows: int, sample: object) -> j
     return (logits_V[token_B] < 0).sum()
 
 
-TAILS = (Tail(18.0, 130_000, 20_000), Tail(19.0, 130_000, 52_000), Tail(20.0, 130_000, 130_000))
+TAILS = (Tail(18.0, 130_000, 8_192), Tail(19.0, 130_000, 22_016), Tail(20.0, 130_000, 60_032))
 
 
 def cases() -> dict[str, Settings]:
