@@ -72,7 +72,7 @@ def test_drafts_that_were_believed_without_being_verified_would_be_seen(monkeypa
 def after_one_step(lm, draft, settings):
     """How many tokens one step of the loop brings."""
     lms = Models(lm, None, draft)
-    (job,) = jobs.of(lms, [Request([9, 8, 7], settings, "a")])
+    (job,) = jobs.of(lms, Request([9, 8, 7], settings, "a"))
     nets, params = jobs.nets(lms, job.strategy), jobs.params(lms, job.strategy)
     state = loop.empty(job.strategy, nets, 2, 64, ends=4)
     one = jobs.begin(lm, job, 64, 0, 4, (1, 1, 1, 1), 0, jobs.prefilled(lms, job))

@@ -63,7 +63,7 @@ def test_a_list_of_arms_takes_the_flags_as_defaults(tmp_path):
         ("regex", "5", ["5"]),
         ("regex", '"a,b"', ["a,b"]),
         ("regex", r"\(,a", [r"\(,a"]),
-        ("json_schema", '{"type": "object"}', ['{"type": "object"}']),
+        ("json_schema", '{"type": "object"}', [{"type": "object"}]),
     ],
 )
 def test_commas_part_values_but_for_those_in_brackets_and_quotes(name, text, expected):
