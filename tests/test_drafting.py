@@ -1,4 +1,7 @@
-"""Do drafts change nothing but the time? Speculative decoding is token-equal to plain decoding, greedy and drawn."""
+"""Do drafts change nothing but the time? Speculative decoding is token-equal to plain decoding, greedy and drawn.
+
+That drafts which nobody verifies would be seen is a control of `test_invariance.py`.
+"""
 
 import dataclasses
 
@@ -52,21 +55,11 @@ def test_drafts_from_the_text_so_far_leave_every_token_as_it_is(family):
     equal(lm, decode.generate(lm, asked(prompt_lookup_num_tokens=3), seed=5), plain)
 
 
-@pytest.mark.parametrize("other", [("gpt2", 0), ("lstm", 3)], ids=str)
+@pytest.mark.parametrize("other", [("gpt2", 0)], ids=str)
 def test_drafts_of_another_model_leave_every_token_as_it_is(other):
     lm, draft = tiny.lm("llama"), tiny.lm(*other)
     plain = decode.generate(lm, asked(), seed=5)
     equal(lm, decode.generate(lm, asked(num_assistant_tokens=3), seed=5, draft=draft), plain)
-
-
-def test_drafts_that_were_believed_without_being_verified_would_be_seen(monkeypatch):
-    lm = tiny.lm("llama")
-    monkeypatch.setattr(loop, "_right", lambda token_BT, drafts_BK: jnp.ones_like(drafts_BK))
-    loop.run.clear_cache()
-    believed = decode.generate(lm, asked(prompt_lookup_num_tokens=3), seed=5)
-    loop.run.clear_cache()
-    with pytest.raises(AssertionError):
-        equal(lm, believed, decode.generate(lm, asked(), seed=5))
 
 
 def after_one_step(lm, draft, settings):
