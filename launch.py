@@ -94,7 +94,7 @@ def decode_verb(overrides: Sequence[str]) -> int:
 
     source, given = _directory("from"), options.values(_given())
     lm, seed = model.load(source), _SEED.value
-    draft, amateur = (model.load(f.value) if f.value else None for f in (_DRAFT, _AMATEUR))
+    draft, amateur = _helpers()
     named = prompts.asked(_PROMPT.value, _PROMPTS.value, given, lm.tokenizer)
     if not named:
         asked = (recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)).decode
@@ -104,8 +104,7 @@ def decode_verb(overrides: Sequence[str]) -> int:
     others: dict[str, Any] = dict(draft=draft, amateur=amateur, batch_size=_ROWS.value)
     requests, completions = report.complete(lm, named, seed := seed or 0, **others)
     name = manifest.name(requests, seed, draft, amateur)
-    home = source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
-    workdir = pathlib.Path(_WORKDIR.value or home / "decode" / name)
+    workdir = pathlib.Path(_WORKDIR.value or manifest.home(source) / "decode" / name)
     manifest.write(
         workdir,
         lm,
@@ -133,7 +132,7 @@ def sweep_verb(overrides: Sequence[str]) -> int:
     if not _PROMPTS.value:
         raise errors.BadInput("sweep needs prompts; add --prompts=FILE.jsonl")
     lm, seed = model.load(source), _SEED.value or 0
-    draft, amateur = (model.load(f.value) if f.value else None for f in (_DRAFT, _AMATEUR))
+    draft, amateur = _helpers()
     asked = sweep.read(_PROMPTS.value, lm.tokenizer)
     workdir = pathlib.Path(_WORKDIR.value or sweep.home(source, asked, arms, seed))
     helpers: dict[str, Any] = dict(draft=draft, amateur=amateur, baseline=_BASELINE.value)
@@ -347,6 +346,13 @@ def _given() -> dict[str, list[str]]:
         for name in options.NAMES
         if flags.FLAGS[name].present
     }
+
+
+def _helpers() -> Any:
+    """The draft and the amateur model, None where none is given."""
+    import model
+
+    return (model.load(f.value) if f.value else None for f in (_DRAFT, _AMATEUR))
 
 
 def _directory(flag: str) -> pathlib.Path:

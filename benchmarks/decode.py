@@ -32,7 +32,8 @@ from ctranslate2.converters import transformers as converters  # noqa: E402
 
 import decode  # noqa: E402
 import model  # noqa: E402
-from model import hf, presets, segmentation  # noqa: E402
+from model import hf, presets  # noqa: E402
+from tests import tiny  # noqa: E402
 
 SHAPES = {
     "tiny": presets.config("gpt2-124m", vocab_size=8192, layers=4, width=256, heads=8),
@@ -52,21 +53,6 @@ flags.DEFINE_integer("warmup", 1, "calls of each before timing, the first with c
 Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
-class NoText:
-    """What decoding asks of a tokenizer when prompts are ids and only the cap ends a completion."""
-
-    bos_id = eos_id = None
-    eos_ids = ()
-    prefix_ids = suffix_ids = ()
-    digest = ""
-
-    def decode(self, ids: list[int]) -> str:
-        return ""
-
-    def reader(self) -> segmentation.Reader:
-        return segmentation.Bytes(lambda id: b"")
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
@@ -84,7 +70,7 @@ def main(argv: list[str]) -> None:
     names = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
     params = jax.tree.map(jnp.asarray, hf.from_theirs("gpt2", config, names))
     net = model.build(config)
-    lm = model.LM(config, params, NoText(), net)  # type: ignore[arg-type]
+    lm = model.LM(config, params, tiny.Silent(), net)  # type: ignore[arg-type]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
         f"{config.layers} layers, width {config.width}, {config.heads} heads, vocabulary "

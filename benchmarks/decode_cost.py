@@ -28,7 +28,8 @@ from absl import app, flags  # noqa: E402
 
 import decode  # noqa: E402
 import model  # noqa: E402
-from model import cache, presets, segmentation  # noqa: E402
+from model import cache, presets  # noqa: E402
+from tests import tiny  # noqa: E402
 
 SHAPES = {
     "tiny": presets.config("gpt2-124m", vocab_size=8192, layers=4, width=256, heads=8),
@@ -47,20 +48,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("shape", "gpt2", ["tiny", "gpt2"], "of the model")
 flags.DEFINE_integer("rounds", 7, "timed calls of each")
 flags.DEFINE_bool("first", False, "only times the first token in this process, as JSON")
-
-
-class NoText:
-    """What decoding asks of a tokenizer when prompts are ids and only the cap ends a completion."""
-
-    bos_id = eos_id = None
-    eos_ids = prefix_ids = suffix_ids = ()
-    digest = ""
-
-    def decode(self, ids: list[int]) -> str:
-        return ""
-
-    def reader(self) -> segmentation.Reader:
-        return segmentation.Bytes(lambda id: b"")
 
 
 def main(argv: list[str]) -> None:
@@ -100,7 +87,7 @@ def make(config: model.ModelConfig) -> model.LM:
     """A model with random weights."""
     net = model.build(config)
     params = jax.jit(lambda key: model.init(net, key=key))(jax.random.key(0))
-    return model.LM(config, jax.block_until_ready(params), NoText(), net)  # type: ignore[arg-type]
+    return model.LM(config, jax.block_until_ready(params), tiny.Silent(), net)  # type: ignore[arg-type]
 
 
 def prompts(lm: model.LM, count: int) -> list[list[int]]:
@@ -193,7 +180,7 @@ def first_token(config: model.ModelConfig) -> dict[str, float]:
         lambda leaf: jax.device_put(rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02)),
         shapes,
     )
-    lm = model.LM(config, jax.block_until_ready(params), NoText(), net)  # type: ignore[arg-type]
+    lm = model.LM(config, jax.block_until_ready(params), tiny.Silent(), net)  # type: ignore[arg-type]
     forget()
     times: list[float] = []
     start = time.perf_counter()

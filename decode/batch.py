@@ -8,6 +8,7 @@ rows, idle ones among them, because matrix products of another number of rows ma
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -192,6 +193,7 @@ class _Group:
         self.shapes = shapes
         self.levels: dict[int, _Level] = {}
         self.prefilled: tuple[Any, Models] = (None, Models(None))
+        self.prompt_logprobs = functools.cache(functools.partial(jobs.prompt_logprobs, lms.main))
         for job in group:
             self._join(self._new(job), len(job.tokens) + 1)
 
@@ -279,11 +281,14 @@ class _Group:
         run.tokens += new
         if view.over(job, row) or complete:
             del level.busy[place]
-            for each in range(row, row + width):
-                level.state = states.finish(level.state, np.int32(each))
+            if not view.done_B[row]:
+                level.state = states.finish(level.state, np.int32(row), width)
             done = outcome.completions(
                 self.lms.main, job, view, row, run.tokens, run.stopper, complete
             )
+            if job.settings.prompt_logprobs:
+                scores = self.prompt_logprobs(job.prompt)
+                done = [dataclasses.replace(each, prompt_logprobs=scores) for each in done]
             yield job, new, done
             return
         if view.lengths_B[row] >= level.slots:

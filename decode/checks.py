@@ -13,6 +13,11 @@ LARGEST = 3.4e38  # float32 ends a little above
 PRESETS = ("hf", "vllm", "llama.cpp", "strict")
 CONSTRAINTS = ("regex", "json_schema", "grammar")
 Ids = tuple[int, ...]
+KINDS: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "true or false"),
+}
 
 
 def check(settings: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +163,6 @@ def _early(name: str, value: Any) -> bool | str:
     return value
 
 
-def _sampled(name: str, value: Any) -> bool:
-    return _plain(bool)(name, value)
-
-
 def _choice(*known: str) -> Callable[[str, Any], str]:
     def convert(name: str, value: Any) -> str:
         if value not in known:
@@ -174,11 +175,6 @@ def _choice(*known: str) -> Callable[[str, Any], str]:
     return convert
 
 
-KINDS: dict[type, tuple[type, str]] = {
-    int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a number"),
-    bool: (bool, "true or false"),
-}
 FORMS: dict[str, Callable[[str, Any], Any]] = {
     "dry_sequence_breakers": _texts,
     "logit_bias": _bias,
@@ -193,7 +189,7 @@ FORMS: dict[str, Callable[[str, Any], Any]] = {
     "exponential_decay_length_penalty": _decay,
     "stop": _texts,
     "stop_token_ids": _ids,
-    "do_sample": _sampled,
+    "do_sample": _plain(bool),
     "length_rule": _choice("hf", "t5"),
     "early_stopping": _early,
     "dola_layers": _layers,

@@ -8,11 +8,9 @@ noise too, so it agrees as often as the two distributions are alike.
 import jax
 import jax.numpy as jnp
 
-from decode import sampling
+from decode import occurrences, sampling
 from decode.context import Context
 from decode.strategy import Models, Strategy
-
-LONGEST_MATCH = 16
 
 
 def propose(
@@ -75,22 +73,11 @@ def lookup(context: Context, drafts: int) -> jax.Array:
     tokens_BS, lengths_B = context.tokens_BS, context.lengths_B
     slots = tokens_BS.shape[1]
     place_1S = jnp.arange(slots, dtype=jnp.int32)[None]
-
-    def compare(back: jax.Array, carry: tuple) -> tuple:
-        alike_BS, length_BS = carry
-        last_B1 = jnp.take_along_axis(
-            tokens_BS, jnp.maximum(lengths_B - 1 - back, 0)[:, None], axis=1
-        )
-        here_BS = (jnp.roll(tokens_BS, back, axis=1) == last_B1) & (place_1S >= back)
-        alike_BS = alike_BS & here_BS & (back < lengths_B[:, None])
-        return alike_BS, length_BS + alike_BS.astype(jnp.int32)
-
-    earlier_BS = place_1S < lengths_B[:, None] - 1
-    start = earlier_BS, jnp.zeros_like(tokens_BS)
-    _, length_BS = jax.lax.fori_loop(0, LONGEST_MATCH, compare, start)
     longest_B1 = context.knobs["max_matching_ngram_size"][:, None]
+    past = tokens_BS, place_1S < lengths_B[:, None], place_1S
+    length_BS = occurrences.runs(past, tokens_BS, lengths_B, longest_B1.max())
     rank_BS = jnp.where(length_BS > 0, jnp.minimum(length_BS, longest_B1) * slots + place_1S, -1)
-    behind_B = jnp.argmax(rank_BS, axis=1).astype(jnp.int32) + 1
+    behind_B = jnp.argmax(rank_BS, axis=1).astype(jnp.int32)
     places_BK = behind_B[:, None] + jnp.arange(drafts, dtype=jnp.int32)[None]
     found_BK = jnp.take_along_axis(tokens_BS, jnp.minimum(places_BK, slots - 1), axis=1)
     return jnp.where(places_BK < lengths_B[:, None], found_BK, 0)

@@ -258,7 +258,7 @@ def begin(
     seed: int,
     caches: Models,
 ) -> State:
-    """The rows of a job at its start, in shapes as `state.empty` takes them."""
+    """The rows of a job at its start, in shapes as `loop.empty` takes them."""
     rows, held = job.strategy.width, slots + job.strategy.drafts
     separate = lm.config.family == "encoder_decoder"
     read = job.read if separate else job.prompt

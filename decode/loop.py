@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from decode import beam, contrastive, drafting, guides, processors, sampling
+from decode import beam, contrastive, drafting, guides, keys, processors, sampling
+from decode import context as contexts
 from decode import state as states
 from decode.context import Context
+from decode.settings import Settings
 from decode.state import State
 from decode.strategy import Models, Strategy
 from model import cache
@@ -147,10 +149,44 @@ def empty(
     ends: int = 1,
     counts: tuple[int, int, int, int] = (1, 1, 1, 1),
 ) -> State:
-    """A batch whose rows are all done, as `state.empty` describes it."""
-    blank = states.empty(strategy, nets, rows, slots, source, ends, counts)
-    search = SEARCHES[strategy.kind](strategy, nets.main, rows, slots + strategy.drafts)
-    return blank.replace(search=search)
+    """A batch whose rows are all done: places to insert into.
+
+    Args:
+        slots: how long a row may become.
+        source: slots for what an encoder reads.
+        ends: how many tokens may end each row.
+        counts: of the rules, as `context.no_rules` takes them.
+    """
+    ones_B = jnp.ones(rows, jnp.int32)
+    blank = jax.tree.map(
+        lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), contexts.knobs([Settings()])
+    )
+    held = slots + strategy.drafts
+    return State(
+        context=Context(
+            knobs=blank,
+            rules=contexts.no_rules(rows, nets.main.config.vocab_size, counts),
+            tokens_BS=jnp.zeros((rows, held), jnp.int32),
+            lengths_B=ones_B,
+            prompt_B=ones_B,
+            read_BR=jnp.zeros((rows, source or held), jnp.int32),
+            read_B=0 * ones_B,
+            limits_B=0 * ones_B,
+            ends_BE=jnp.full((rows, ends), -1, jnp.int32),
+            keys_B=jax.random.wrap_key_data(
+                jnp.zeros((rows, 2), jnp.uint32), impl=keys.IMPLEMENTATION
+            ),
+            surprise_B=jnp.zeros(rows, jnp.float32),
+        ),
+        done_B=jnp.ones(rows, bool),
+        guide_B=0 * ones_B,
+        caches=states.caches(strategy, nets, rows, slots, source),
+        records={
+            name: jnp.zeros((rows, held), jnp.float32)
+            for name in (*states.RECORDS, *states.LIKELIHOOD)
+        },
+        search=SEARCHES[strategy.kind](strategy, nets.main, rows, held),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("strategy", "nets"), donate_argnames=("state",))

@@ -100,8 +100,7 @@ def replay(directory: str | os.PathLike, lm: LM | None = None) -> Report:
             the completions are not those of the run: which one, and what to restore.
     """
     directory = pathlib.Path(directory)
-    values = _read_manifest(directory / MANIFEST)
-    requests, expected = _read_completions(directory / COMPLETIONS, values)
+    values, requests, expected = read(directory)
     _check_prompts(values["prompts"], directory)
     lm = _loaded(values["model"], directory, lm)
     draft, amateur = (
@@ -123,6 +122,17 @@ def replay(directory: str | os.PathLike, lm: LM | None = None) -> Report:
         "runtime": values["model"]["runtime"],
     }
     return difference.compare(expected, got, requests, _changes(there, here))
+
+
+def read(directory: pathlib.Path) -> tuple[dict[str, Any], list[Request], list[Completion]]:
+    """The values of a manifest, and the requests and completions beside it, if they are those it was written with."""
+    values = _read_manifest(directory / MANIFEST)
+    return values, *_read_completions(directory / COMPLETIONS, values)
+
+
+def home(source: pathlib.Path) -> pathlib.Path:
+    """Where what a model has decoded goes by default: into its run, or under `runs/` for any other directory."""
+    return source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
 
 
 def environment() -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What has become of a row? Its tokens and records as the host reads them, its text as it comes, its completion."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
-from decode import beam, jobs, stopping
+from decode import beam, stopping
 from decode.jobs import Job
 from decode.requests import Completion, Request
 from decode.settings import Settings
@@ -18,16 +19,26 @@ COUNTED = ("ranks", "kept_counts")
 
 
 class View:
-    """What the host reads of a state; copies, because the next run overwrites the state's memory."""
+    """What the host reads of a state before the next run overwrites it; records and beams only on request."""
 
     def __init__(self, state: State):
+        self._state = state
         self.tokens_BS = np.array(state.context.tokens_BS)
         self.lengths_B = np.array(state.context.lengths_B)
         self.done_B = np.array(state.done_B)
-        self.records = {name: np.array(held_BS) for name, held_BS in state.records.items()}
-        self.beams: beam.Search | None = None
-        if isinstance(state.search, beam.Search):
-            self.beams = jax.tree.map(np.array, state.search)
+
+    @functools.cached_property
+    def records(self) -> dict[str, np.ndarray]:
+        return {name: np.array(held_BS) for name, held_BS in self._state.records.items()}
+
+    @functools.cached_property
+    def sampled_logprobs_BS(self) -> np.ndarray:
+        return np.array(self._state.records["sampled_logprobs"])
+
+    @functools.cached_property
+    def beams(self) -> beam.Search | None:
+        search = self._state.search
+        return jax.tree.map(np.array, search) if isinstance(search, beam.Search) else None
 
     def tokens(self, job: Job, row: int) -> list[int]:
         """What a row has been continued with, as far as it was allowed to; nothing of beams before they are done."""
@@ -43,7 +54,7 @@ class View:
         if self.beams is not None:
             return None
         start, end = len(job.tokens), int(self.lengths_B[row])
-        bad = np.flatnonzero(np.isnan(self.records["sampled_logprobs"][row, start:end]))
+        bad = np.flatnonzero(np.isnan(self.sampled_logprobs_BS[row, start:end]))
         return int(bad[0]) if len(bad) else None
 
     def over(self, job: Job, row: int) -> bool:
@@ -179,9 +190,6 @@ def completion(
     if job.settings.likelihood:
         asked = {name: records[name] for name in ("entropies", "kept_masses")}
         asked |= {name: tuple(int(x) for x in records[name]) for name in COUNTED}
-    scores = None
-    if job.settings.prompt_logprobs:
-        scores = jobs.prompt_logprobs(lm, job.prompt)
     return Completion(
         id=job.id,
         sample=sample,
@@ -194,7 +202,6 @@ def completion(
         margins=records["margins"],
         stopped_by=tokens[-1] if at_end else stopper.found if stopper else None,
         score=score,
-        prompt_logprobs=scores,
         error=error,
         **asked,
     )

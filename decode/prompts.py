@@ -59,8 +59,13 @@ def asked(
 
 def read(path: str, defaults: Mapping[str, Any], words: Tokenizer | None = None) -> list[Request]:
     """The requests in a file of JSON lines, or in standard input for `-`."""
+    return [request(line, defaults) for line in read_lines(path, words)]
+
+
+def read_lines(path: str, words: Tokenizer | None = None) -> list[Line]:
+    """What the lines of a file say, or of standard input for `-`."""
     with _opened(path) as texts:
-        return parse(texts, "standard input" if path == "-" else path, defaults, words)
+        return lines(texts, "standard input" if path == "-" else path, words)
 
 
 def parse(
@@ -75,7 +80,7 @@ def parse(
     Raises:
         BadInput: naming the file and the line.
     """
-    return [_request(line, defaults) for line in lines(texts, where, words)]
+    return [request(line, defaults) for line in lines(texts, where, words)]
 
 
 def lines(texts: Iterable[str], where: str, words: Tokenizer | None = None) -> list[Line]:
@@ -96,7 +101,8 @@ def lines(texts: Iterable[str], where: str, words: Tokenizer | None = None) -> l
     return found
 
 
-def _request(line: Line, defaults: Mapping[str, Any]) -> Request:
+def request(line: Line, defaults: Mapping[str, Any]) -> Request:
+    """The request of a line, whose other settings are those of `defaults`."""
     name = f"{line.where}, settings"
     try:
         settings = errors.build(Settings, {**defaults, **line.settings}, name)

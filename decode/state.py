@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from decode import context, keys
 from decode.context import Context
-from decode.settings import Settings
 from decode.strategy import Models, Strategy
 from model import cache
 
@@ -61,52 +59,6 @@ def caches(strategy: Strategy, nets: Models, rows: int, slots: int, source: int)
     )
 
 
-def empty(
-    strategy: Strategy,
-    nets: Models,
-    rows: int,
-    slots: int,
-    source: int = 0,
-    ends: int = 1,
-    counts: tuple[int, int, int, int] = (1, 1, 1, 1),
-) -> State:
-    """A batch whose rows are all done: places to insert into.
-
-    Args:
-        slots: how long a row may become.
-        source: slots for what an encoder reads.
-        ends: how many tokens may end each row.
-        counts: of the rules, as `context.no_rules` takes them.
-    """
-    ones_B = jnp.ones(rows, jnp.int32)
-    blank = jax.tree.map(
-        lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), context.knobs([Settings()])
-    )
-    held = slots + strategy.drafts
-    return State(
-        context=Context(
-            knobs=blank,
-            rules=context.no_rules(rows, nets.main.config.vocab_size, counts),
-            tokens_BS=jnp.zeros((rows, held), jnp.int32),
-            lengths_B=ones_B,
-            prompt_B=ones_B,
-            read_BR=jnp.zeros((rows, source or held), jnp.int32),
-            read_B=0 * ones_B,
-            limits_B=0 * ones_B,
-            ends_BE=jnp.full((rows, ends), -1, jnp.int32),
-            keys_B=jax.random.wrap_key_data(
-                jnp.zeros((rows, 2), jnp.uint32), impl=keys.IMPLEMENTATION
-            ),
-            surprise_B=jnp.zeros(rows, jnp.float32),
-        ),
-        done_B=jnp.ones(rows, bool),
-        guide_B=0 * ones_B,
-        caches=caches(strategy, nets, rows, slots, source),
-        records={name: jnp.zeros((rows, held), jnp.float32) for name in (*RECORDS, *LIKELIHOOD)},
-        search=None,
-    )
-
-
 @functools.partial(jax.jit, donate_argnames=("state",))
 def insert(state: State, row: jax.Array, one: State) -> State:
     """Puts the rows of `one` in the place of row `row` and the next.
@@ -128,10 +80,11 @@ def take(state: State, row: jax.Array, width: int) -> State:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, width), state)
 
 
-@functools.partial(jax.jit, donate_argnames=("state",))
-def finish(state: State, row: jax.Array) -> State:
-    """Row `row` is done, whatever it still had room for."""
-    return state.replace(done_B=state.done_B.at[row].set(True))
+@functools.partial(jax.jit, static_argnames=("width",))
+def finish(state: State, row: jax.Array, width: int) -> State:
+    """The `width` rows from `row` on are done, whatever they still had room for; nothing else is copied."""
+    ended_B = jax.lax.dynamic_update_slice(state.done_B, jnp.ones(width, bool), (row,))
+    return state.replace(done_B=ended_B)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))

@@ -9,7 +9,6 @@ import hashlib
 import json
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -129,9 +128,8 @@ def run(
 
 def home(source: pathlib.Path, asked: Prompts, arms: Grid, seed: int) -> pathlib.Path:
     """Where a sweep goes by default: into the run that its model is from, named by what it is."""
-    run = source if (source / "checkpoints").exists() else pathlib.Path("runs", source.name)
     name = grid.digest({"prompts": asked.digest, "arms": [a.digest for a in arms.arms]})
-    return run / "sweep" / f"{name[:8]}-{seed}"
+    return manifest.home(source) / "sweep" / f"{name[:8]}-{seed}"
 
 
 def read(path: str, words: Tokenizer | None = None) -> Prompts:
@@ -139,19 +137,8 @@ def read(path: str, words: Tokenizer | None = None) -> Prompts:
 
     `words` is the tokenizer, whose chat template lines with messages need.
     """
-    where = "standard input" if path == "-" else path
-    try:
-        text = sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise errors.BadInput(
-            f"{path} is not UTF-8 (byte {error.start}: {error.reason}); convert it"
-        ) from error
-    except OSError as error:
-        raise errors.BadInput(
-            f"{path} cannot be read ({error.strerror}); name a file of JSON lines"
-        ) from error
-    lines = prompts.lines(text.split("\n"), where, words)
-    requests = decode.requests(prompts.parse(text.split("\n"), where, {}, words))
+    lines = prompts.read_lines(path, words)
+    requests = decode.requests(prompts.request(line, {}) for line in lines)
     named = [(r.id, line) for r, line in zip(requests, lines, strict=True)]
     return Prompts(
         requests=tuple(requests),
@@ -199,8 +186,7 @@ def finished(
 ) -> list[Completion] | None:
     """The completions of a decoding run, if it is whole and is this one; else None."""
     try:
-        values = manifest._read_manifest(directory / manifest.MANIFEST)
-        _, completions = manifest._read_completions(directory / manifest.COMPLETIONS, values)
+        values, _, completions = manifest.read(directory)
     except errors.BadInput:
         return None
     there = [values["seed"], values["batch_size"], values["requests"]["sha256"]]

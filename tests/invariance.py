@@ -20,8 +20,9 @@ import model
 from decode import batch, jobs, keys, loop, sampling
 from decode.requests import Completion, Request
 from decode.settings import Settings
-from model import segmentation, sharding
+from model import sharding
 from model.config import ModelConfig
+from tests import tiny
 
 BITWISE, TOKENS, DIFFERENT = "bitwise", "same tokens", "different"
 SHAPE = dict(vocab_size=312, context_length=256, layers=2, width=32, hidden=48, heads=4)
@@ -46,21 +47,6 @@ OTHERS = [
 ]  # fmt: skip
 
 
-class Silent:
-    """A tokenizer of a model whose tokens are numbers and stay so: nothing ends, nothing is spelled."""
-
-    bos_id = eos_id = None
-    start_id = 3
-    eos_ids = prefix_ids = suffix_ids = ()
-    digest = "0" * 64
-
-    def decode(self, ids: Any) -> str:
-        return ""
-
-    def reader(self) -> segmentation.Reader:
-        return segmentation.Bytes(lambda i: b"")
-
-
 @functools.cache
 def lm(family: str) -> model.LM:
     """A model with random weights, large enough that its distributions are far from flat."""
@@ -74,7 +60,7 @@ def lm(family: str) -> model.LM:
         more = zip(each, leaves, strict=True)
         return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for k, x in more])
 
-    return model.LM(config, init(), Silent(), net)  # type: ignore[arg-type]
+    return model.LM(config, init(), tiny.Silent(), net)  # type: ignore[arg-type]
 
 
 Made = list[Completion]

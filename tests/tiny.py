@@ -62,6 +62,21 @@ FAMILIES: dict[str, dict] = {
 }
 
 
+class Silent:
+    """A tokenizer of a model whose tokens are numbers and stay so: nothing ends, nothing is spelled."""
+
+    bos_id = eos_id = None
+    start_id = 3
+    eos_ids = prefix_ids = suffix_ids = ()
+    digest = "0" * 64
+
+    def decode(self, ids: Any) -> str:
+        return ""
+
+    def reader(self) -> segmentation.Reader:
+        return segmentation.Bytes(lambda i: b"")
+
+
 @functools.cache
 def words() -> tokenizer.Tokenizer:
     """A tokenizer of 307 pieces, trained on `TEXT`; its end-of-sequence id is 3."""
