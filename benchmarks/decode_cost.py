@@ -36,12 +36,17 @@ SHAPES = {
     "gpt2": presets.config("gpt2-124m"),
     "head": presets.config("gpt2-124m", layers=1, width=16, heads=1),
 }
-SAMPLERS = {
+# Random weights make logits so flat that top-p keeps most of the vocabulary; at this temperature it keeps hundreds, as
+# it does of a trained model.
+SHARP = 0.01
+SAMPLERS: dict[str, dict[str, float]] = {
     "greedy": dict(temperature=0.0),
     "all tokens": {},
     "top-k 50": dict(top_k=50),
     "top-p 0.9": dict(top_p=0.9),
     "both": dict(top_k=50, top_p=0.9),
+    "top-p 0.9, sharp": dict(top_p=0.9, temperature=SHARP),
+    "all tokens, sharp": dict(temperature=SHARP),
 }
 PROMPT = 32
 FLAGS = flags.FLAGS
@@ -75,6 +80,11 @@ def main(argv: list[str]) -> None:
         "a step of a model of 1 layer, width 16 and vocabulary 50,257, all but its sampler a few hundredths of a ms:"
     )
     head = make(SHAPES["head"])
+    for name, settings in SAMPLERS.items():
+        if "top_p" in settings:
+            print(
+                f"  {name} keeps {kept(head, settings):,.0f} tokens, the median of {PROMPT} draws"
+            )
     for batch in (1, 8):
         calls = {
             name: (lambda settings=settings, batch=batch: step(head, batch, batch, settings))
@@ -92,6 +102,13 @@ def make(config: model.ModelConfig) -> model.LM:
 
 def prompts(lm: model.LM, count: int) -> list[list[int]]:
     return np.random.default_rng(count).integers(0, lm.config.vocab_size, (count, PROMPT)).tolist()
+
+
+def kept(lm: model.LM, settings: dict[str, float]) -> float:
+    """How many tokens a sampler leaves to draw from."""
+    asked = decode.Settings(max_new_tokens=PROMPT, likelihood=True, **settings)
+    (done,) = decode.generate(lm, prompts(lm, 1), asked, seed=0, batch_size=1)
+    return statistics.median(done.kept_counts)
 
 
 def step(

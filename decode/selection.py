@@ -18,6 +18,7 @@ ROUNDING = 2.0**-16  # see `nucleus`
 REACHES = ROUNDING
 EXCEEDS = -ROUNDING
 WITHIN = 1 - ROUNDING
+GUESS_BITS = 24  # a code's first ones tell 50,000 tokens apart but for one or two, and the walk looks at those
 ZERO = np.float32(0)
 
 
@@ -62,14 +63,17 @@ def first_of(tied_BV: jax.Array, count_B1: jax.Array) -> jax.Array:
     return jax.lax.cond(more_B1.any(), cut, lambda: tied_BV)
 
 
-def largest_code(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
-    """The largest code [B, 1] for which `holds`, given that it holds for all smaller ones; 0 if for none."""
+def largest_code(holds: Callable[[jax.Array], jax.Array], rows: int, bits: int = 32) -> jax.Array:
+    """The largest code [B, 1] for which `holds`, given that it holds for all smaller ones; 0 if for none.
+
+    With fewer `bits` the others of the code are 0, and it is the largest of such codes.
+    """
 
     def bit(i: jax.Array, code_B1: jax.Array) -> jax.Array:
         tried_B1 = code_B1 | (np.uint32(1 << 31) >> i.astype(jnp.uint32))
         return jnp.where(holds(tried_B1), tried_B1, code_B1)
 
-    return jax.lax.fori_loop(0, 32, bit, jnp.zeros((rows, 1), jnp.uint32))
+    return jax.lax.fori_loop(0, bits, bit, jnp.zeros((rows, 1), jnp.uint32))
 
 
 class Ranking(NamedTuple):
@@ -104,8 +108,9 @@ def nucleus(ranking: Ranking) -> jax.Array:
     mass. So 0.2 + 0.1 reaches 0.3 whatever the last bits of three logarithms are, while 1 cut in 65,536 lies elsewhere
     than without.
 
-    Bisection on what may be left out lands on the last needed value or next to it: what is left out is at most V times
-    the last needed mass, so the rounding of its sum is less than that mass. A walk with exact sums ends there.
+    Bisection on what may be left out lands on the last needed value or near it: what is left out is at most V times
+    the last needed mass, so the rounding of its sum is less than that mass. A walk with exact sums ends there, from
+    wherever it begins.
     """
     codes_BNL, mass_BNL = fold(ranking.codes_BV, 0), fold(ranking.mass_BV, 0)
     whole = pairs.columns(mass_BNL)
@@ -114,6 +119,7 @@ def nucleus(ranking: Ranking) -> jax.Array:
     guess_B1 = largest_code(
         lambda code_B1: _sum(jnp.where(codes_BNL < code_B1[:, None], mass_BNL, ZERO)) <= spare_B1,
         len(codes_BNL),
+        GUESS_BITS,
     )
     end = _walk(codes_BNL, mass_BNL, goal, guess_B1, ranking.rule)
     above_BV = ranking.codes_BV > end.needed_B1
