@@ -10,10 +10,11 @@ PIP := $(RUN) -m pip --disable-pip-version-check install -qq -c constraints.txt
 PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 READY := $(VENV)/.ready-$(VERSION)
 ORACLE := $(VENV)/.oracle-$(VERSION)
+PEERS := $(VENV)/.peers-$(VERSION)
 
 # On Linux, training spends a tenth or more of its time in page faults unless malloc asks for huge pages.
 ifeq ($(shell uname -s),Linux)
-quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+quickstart bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
 .PHONY: help quickstart test lint types unit oracle parity invariance goodness format bench clean
@@ -65,9 +66,11 @@ invariance: $(READY) ## what may change around a request without changing its co
 goodness: $(READY) ## whether draws are samples of what settings define, for docs/results.md; some minutes
 	$(RUN) benchmarks/goodness.py
 
-bench: $(ORACLE) ## training and decoding, side by side with their peers
+bench: $(PEERS) ## training and decoding, side by side with their peers; for docs/results.md
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/decode.py
+	$(RUN) benchmarks/decode.py --shape=gpt2
+	$(RUN) benchmarks/decode_cost.py
 
 clean: ## remove the environment and every cache; runs/ stays
 	@if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
@@ -95,3 +98,7 @@ $(ORACLE): $(READY)
 	@echo "Adding torch and transformers to $(VENV): another 1.5 GB"
 	@start=$$(date +%s); $(PIP) -e '.[test,oracle]' && touch $@ \
 	  && echo "Ready after $$(($$(date +%s) - start)) seconds"
+
+$(PEERS): $(ORACLE)
+	@echo "Adding CTranslate2 to $(VENV)"
+	@$(PIP) -e '.[test,peers]' && touch $@
