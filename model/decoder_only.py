@@ -72,7 +72,7 @@ class DecoderOnly(nn.Module):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states."""
-        return self.output(x_BTD, self.embedding.weight)
+        return self.output(x_BTD, self.embedding.weight if self.config.tied else None)
 
     def read(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> Cache:
         """The cache with a prompt in it."""

@@ -86,7 +86,7 @@ class EncoderDecoder(nn.Module):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states."""
-        return self.output(x_BTD, self.embedding.weight)
+        return self.output(x_BTD, self.embedding.weight if self.config.tied else None)
 
     def read(self, tokens_BS: jax.Array, mask: jax.Array, cache: Cache) -> Cache:
         """The cache with a source in it, and no token of a target yet."""

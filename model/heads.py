@@ -1,5 +1,7 @@
 """What do the last hidden states become? Logits over the vocabulary, or over the classes of a text or of its tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,13 +18,14 @@ class Output(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
-        """The logits; `table_VD` is the embedding's, and not looked at unless the model is tied."""
+    def __call__(self, x_BTD: jax.Array, table_VD: jax.Array | None) -> jax.Array:
+        """The logits; `table_VD` is the embedding's if the model is tied, else None."""
         c = self.config
         axes = ("vocab", "embed")
         if not c.tied:
             init = layers.normal(0.02, axes)
             table_VD = self.param("weight", init, (c.vocab_size, c.width), jnp.float32)
+        assert table_VD is not None
         if c.embedding == "head_scaled":
             x_BTD *= jnp.asarray(c.width**-0.5, x_BTD.dtype)
         table_VD = table_VD.astype(self.runtime.dtype)
@@ -32,6 +35,12 @@ class Output(nn.Module):
             bias_V = self.param("bias", zeros, (c.vocab_size,), jnp.float32)
             logits_BTV += bias_V.astype(jnp.float32)[None, None, :]
         return attention.soft_cap(logits_BTV, c.logit_cap)
+
+
+def params(config: ModelConfig, params: Any) -> dict[str, Any]:
+    """Those of a model's parameters that its `head` reads."""
+    names = ("embedding", "output") if config.tied else ("output",)
+    return {name: params[name] for name in names if name in params}
 
 
 class Transform(nn.Module):

@@ -220,15 +220,15 @@ def on_devices(lm: model.LM) -> Made:
 # Controls: promises broken on purpose.
 
 
-def first_key(keys_B: jax.Array, positions_B: jax.Array, stream: str = "sample") -> jax.Array:
-    return keys.fold(jnp.broadcast_to(keys_B[:1], keys_B.shape), positions_B, stream)
+def next_key(keys_B: jax.Array, positions_B: jax.Array, stream: str = "sample") -> jax.Array:
+    return keys.fold(jnp.roll(keys_B, 1), positions_B, stream)
 
 
-def one_key_for_all(change: Callable[[model.LM], Made]) -> Callable[[model.LM], Made]:
-    """The change in a loop that folds one key for the whole batch."""
+def keys_of_neighbours(change: Callable[[model.LM], Made]) -> Callable[[model.LM], Made]:
+    """The change in a loop that folds the key of the row beside."""
 
     def control(lm: model.LM) -> Made:
-        with patched(sampling, keys=types.SimpleNamespace(**{**vars(keys), "fold": first_key})):
+        with patched(sampling, keys=types.SimpleNamespace(**{**vars(keys), "fold": next_key})):
             return change(lm)
 
     return control
@@ -251,10 +251,10 @@ def another_seed(change: Callable[..., Made]) -> Callable[[model.LM], Made]:
 
 
 def rough(change: Callable[[model.LM], Made]) -> Callable[[model.LM], Made]:
-    """The change on weights that are rounded to bfloat16: more than a rounding of sums."""
+    """The change on weights that are rounded to 8 bits: more than a rounding of sums."""
 
     def control(lm: model.LM) -> Made:
-        params = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), lm.params)
+        params = jax.tree.map(lambda x: x.astype(jnp.float8_e4m3fn).astype(x.dtype), lm.params)
         return change(dataclasses.replace(lm, params=params))
 
     return control
@@ -290,22 +290,22 @@ class Cell:
 
 CELLS = (
     Cell("order of requests", BITWISE, again, numbered, "requests known by place"),
-    Cell("row", BITWISE, crowded, one_key_for_all(crowded), "one key for the batch"),
-    Cell("neighbours and their settings", BITWISE, crowded, one_key_for_all(crowded), "one key for the batch"),
+    Cell("row", BITWISE, crowded, keys_of_neighbours(crowded), "the key of the row beside"),
+    Cell("neighbours and their settings", BITWISE, crowded, keys_of_neighbours(crowded), "the key of the row beside"),
     Cell("batch fill: alone", BITWISE, alone, another_seed(alone), "another seed"),
     Cell("cap, in one bucket", BITWISE, longer, another_seed(longer), "another seed"),
     Cell("a look after every step", BITWISE, every_step, another_seed(every_step), "another seed"),
     Cell("streaming", BITWISE, streamed, another_seed(streamed), "another seed"),
     Cell("n", BITWISE, samples, last_sample, "sample numbers from the end"),
     Cell("likelihood record", BITWISE, recorded, another_seed(recorded), "another seed"),
-    Cell("batch_size 16", TOKENS, rows, rough(rows), "weights rounded to bfloat16"),
-    Cell("batch_size 1", TOKENS, one_row, rough(one_row), "weights rounded to bfloat16"),
-    Cell("cache length: from 32 slots", TOKENS, small_slots, rough(small_slots), "weights rounded to bfloat16"),
-    Cell("padding: prompt bucket of 64", TOKENS, wide_prompts, rough(wide_prompts), "weights rounded to bfloat16"),
-    Cell("prefill in chunks of 2", TOKENS, chunked, rough(chunked), "weights rounded to bfloat16"),
+    Cell("batch_size 16", TOKENS, rows, rough(rows), "weights rounded to 8 bits"),
+    Cell("batch_size 1", TOKENS, one_row, rough(one_row), "weights rounded to 8 bits"),
+    Cell("cache length: from 32 slots", TOKENS, small_slots, rough(small_slots), "weights rounded to 8 bits"),
+    Cell("padding: prompt bucket of 64", TOKENS, wide_prompts, rough(wide_prompts), "weights rounded to 8 bits"),
+    Cell("prefill in chunks of 2", TOKENS, chunked, rough(chunked), "weights rounded to 8 bits"),
     Cell("drafts by lookup", TOKENS, drafted, believed(drafted), "drafts believed"),
-    Cell("drafts by a model", TOKENS, drafted_by_model, rough(drafted_by_model), "weights rounded to bfloat16"),
-    Cell("four devices", TOKENS, on_devices, rough(on_devices), "weights rounded to bfloat16"),
+    Cell("drafts by a model", TOKENS, drafted_by_model, rough(drafted_by_model), "weights rounded to 8 bits"),
+    Cell("four devices", TOKENS, on_devices, rough(on_devices), "weights rounded to 8 bits"),
 )  # fmt: skip
 RANK = {DIFFERENT: 0, TOKENS: 1, BITWISE: 2}
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model import errors
 from train import losses
 
 
@@ -44,3 +45,83 @@ def test_the_gradient_is_the_probability_minus_one_at_the_target():
 def test_shapes_that_do_not_belong_together_are_refused(logits, targets):
     with pytest.raises(ValueError, match=r"they must be \[B, T, V\] and \[B, T\]"):
         losses.cross_entropy(jnp.zeros(logits), jnp.zeros(targets, jnp.int32))
+
+
+def summed(config, head, params, x_BTD, targets_BT, weights_BT):
+    """(sums, gradients of the objective by parameters and hidden states)."""
+
+    def minimised(params, x_BTD):
+        sums = losses.summed(head, params, x_BTD, targets_BT, weights_BT, config)
+        return sums.objective, sums
+
+    (_, sums), gradients = jax.jit(jax.value_and_grad(minimised, argnums=(0, 1), has_aux=True))(
+        params, x_BTD
+    )
+    return sums, gradients
+
+
+def logits(params, x_BTD):
+    return 7 * jnp.tanh((x_BTD @ params["table"] + params["bias"][None, None]) / 7)
+
+
+def case():
+    rng = np.random.default_rng(5)
+    draw = lambda *shape: jnp.float32(rng.normal(0, 1, shape))  # noqa: E731
+    params = {"table": draw(5, 11), "bias": draw(11)}
+    weights_BT = jnp.float32(rng.random((2, 6)) < 0.7)
+    return logits, params, draw(2, 6, 5), jnp.int32(rng.integers(0, 11, (2, 6))), weights_BT
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7])
+def test_chunks_give_the_values_and_gradients_of_the_whole(chunk):
+    options = dict(label_smoothing=0.2, z_loss=0.03)
+    whole = summed(losses.LossConfig(chunk=0, **options), *case())
+    parts = summed(losses.LossConfig(chunk=chunk, **options), *case())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), parts, whole)
+    plain = summed(losses.LossConfig(chunk=chunk), *case())
+    assert plain[0].objective == plain[0].nats == pytest.approx(float(whole[0].nats), rel=1e-6)
+    assert abs(whole[0].objective - whole[0].nats) > 0.1
+
+
+def test_logits_are_never_there_at_once():
+    config, sizes = losses.LossConfig(chunk=4), []
+
+    def head(params, x_BTD):
+        sizes.append(x_BTD.shape)
+        return logits(params, x_BTD)
+
+    summed(config, head, *case()[1:])
+    assert sizes and set(sizes) == {(2, 2, 5)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "tokens", "parts"),
+    [(2, 6, 0, 1), (2, 6, 12, 1), (2, 6, 11, 2), (2, 6, 5, 3), (2, 6, 1, 6), (2, 7, 12, 7)],
+)
+def test_a_row_is_cut_into_the_fewest_equal_parts(rows, length, tokens, parts):
+    assert losses.chunks(rows, length, tokens) == parts
+
+
+def test_smoothing_and_z_loss_are_those_of_the_papers():
+    """Szegedy et al. 2016: cross-entropy with (1 - e) one-hot + e / V; Chowdhery et al. 2022: z log^2 Z."""
+    rng = np.random.default_rng(7)
+    logits_BTV, targets_BT = rng.normal(0, 3, (2, 3, 5)), rng.integers(0, 5, (2, 3))
+    total_BT = np.log(np.exp(logits_BTV).sum(axis=-1))
+    wanted_BTV = 0.9 * np.eye(5)[targets_BT] + 0.1 / 5
+    expected_BT = -(wanted_BTV * (logits_BTV - total_BT[..., None])).sum(axis=-1)
+    config = losses.LossConfig(label_smoothing=0.1, z_loss=0.02)
+    actual_BT = losses.objective(jnp.float32(logits_BTV), jnp.int32(targets_BT), config)
+    np.testing.assert_allclose(actual_BT, expected_BT + 0.02 * total_BT**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(label_smoothing=1), "loss.label_smoothing is 1; it must be at least 0 and below 1"),
+        (dict(z_loss=-1), "loss.z_loss is -1; it must be at least 0 and finite"),
+        (dict(chunk=-1), "loss.chunk is -1; it must be at least 0, which is all"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, message):
+    with pytest.raises(errors.BadInput, match=message):
+        losses.LossConfig(**values)

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 import model
 from model import blocks, errors, sharding
-from train import optimizer, step
+from train import losses, optimizer, step
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -31,6 +31,7 @@ GPT2 = dataclasses.replace(
 SCANNED = model.Runtime(scan=True)
 SGD = optax.sgd(0.5)
 INIT = jax.random.key(3)
+WHOLE, CHUNKED = losses.LossConfig(chunk=0), losses.LossConfig(chunk=16)
 MESHES = [
     dict(data=2, fsdp=2, tensor=2),
     dict(data=8),
@@ -71,7 +72,8 @@ def compiled(config, runtime, mesh, transform, accumulate):
     """(train_step, where its state lies), compiled once for all tests of this file."""
     net = model.build(config, runtime)
     where = step.shardings(step.abstract_state(net, transform, mesh))
-    return step.make_train_step(net, transform, mesh, where, accumulate), where
+    loss = WHOLE if mesh.size == 1 else CHUNKED
+    return step.make_train_step(net, transform, mesh, where, accumulate, loss), where
 
 
 def run(config, batches, runtime=SCANNED, mesh=None, transform=SGD, accumulate=1, seed=11):
@@ -170,11 +172,11 @@ def test_steps_compile_once_and_consume_their_state():
 def test_a_caller_cannot_forget_the_mesh_and_the_rules(monkeypatch):
     seen = []
 
-    def spy(net, params, batch, key):
+    def spy(net, config, params, batch, key):
         seen.append((nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh().axis_names))
-        return params["bias"].sum() * batch["weights"]
+        return losses.Sums(*[params["bias"].sum() * batch["weights"].sum()] * 2)
 
-    monkeypatch.setattr(step, "next_token_losses", spy)
+    monkeypatch.setattr(step, "next_token_loss", spy)
     mesh = sharding.make_mesh(MESHES[1])
     state = step.TrainState(jnp.zeros((), jnp.int32), {"bias": jnp.ones(3)}, SGD.init(None))
     where = jax.tree.map(lambda _: sharding.replicated(mesh), state)
@@ -212,22 +214,22 @@ def test_dropout_changes_with_key_step_and_micro_batch_and_with_nothing_else():
     frozen = optax.sgd(0.0)  # the losses differ by their masks alone
     twice = {name: np.repeat(rows[:4], 2, axis=0) for name, rows in make_batch().items()}
 
-    def losses(seed, accumulate):
+    def nats(seed, accumulate):
         _, history = run(LLAMA, [twice] * 2, runtime, None, frozen, accumulate, seed)
         return [float(metrics["loss"]) for metrics in history]
 
     for accumulate in (1, 2):
-        assert losses(7, accumulate) == losses(7, accumulate)
-        assert len({*losses(7, accumulate), *losses(8, accumulate)}) == 4
+        assert nats(7, accumulate) == nats(7, accumulate)
+        assert len({*nats(7, accumulate), *nats(8, accumulate)}) == 4
     # Both micro-batches hold the same rows; with the same masks their mean would be the loss of one.
     net, key = model.build(LLAMA, runtime), jax.random.fold_in(jax.random.key(7), 0)
     one = {name: jnp.asarray(rows[::2]) for name, rows in twice.items()}
     loss_fn = jax.jit(
-        lambda key: step.next_token_losses(net, start(LLAMA).params, one, key) * one["weights"]
+        lambda key: step.next_token_loss(net, WHOLE, start(LLAMA).params, one, key).nats
     )
-    masked = [loss_fn(jax.random.fold_in(key, i)).sum() / one["weights"].sum() for i in range(2)]
+    masked = [loss_fn(jax.random.fold_in(key, i)) / one["weights"].sum() for i in range(2)]
     assert abs(masked[0] - masked[1]) > 1e-4
-    assert losses(7, 2)[0] == pytest.approx(float(masked[0] + masked[1]) / 2, rel=1e-5)
+    assert nats(7, 2)[0] == pytest.approx(float(masked[0] + masked[1]) / 2, rel=1e-5)
 
 
 def test_a_replayed_step_is_equal_to_the_bit():
@@ -261,9 +263,10 @@ def test_packed_documents_cost_what_each_costs_alone():
             batch["tokens"][i, at], batch["targets"][i, at] = document[:-1], document[1:]
             batch["segments"][i, at] = 1 if i == 4 else number  # the last row does not part them
     net = model.build(LLAMA, SCANNED)
-    nats_BT = jax.jit(functools.partial(step.next_token_losses, net))(
-        start(LLAMA).params, batch, jax.random.key(0)
+    logits_BTV, _ = jax.jit(net.apply)(
+        {"params": start(LLAMA).params}, batch["tokens"], segments=batch["segments"]
     )
+    nats_BT = losses.cross_entropy(logits_BTV, batch["targets"])
     *alone, packed, leaking = np.where(batch["segments"] > 0, nats_BT, 0).sum(axis=1)
     np.testing.assert_allclose(packed, sum(alone), rtol=1e-6)
     assert abs(leaking - packed) > 1e-3 * packed

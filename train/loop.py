@@ -96,7 +96,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
             )
             progress.say(_introduction(config, state, words, prepared, mesh))
         train_step = step.make_train_step(
-            net, transform, mesh, step.shardings(abstract), train.accumulate
+            net, transform, mesh, step.shardings(abstract), train.accumulate, asked.loss
         )
         train_key = jax.random.fold_in(key, TRAINING)
         eval_step = evaluate.make_eval_step(net, mesh)

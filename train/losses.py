@@ -1,7 +1,55 @@
-"""How wrong is a prediction? Arrays in, one value per token out; the caller weighs and averages."""
+"""How wrong is a prediction? Losses per token, and their weighted sum over a batch without all logits at once."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+
+from model import errors
+
+Head = Callable[[Any, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What training minimises beside cross-entropy, and how much of it is computed at a time.
+
+    Attributes:
+        label_smoothing: how much of each target's probability is spread over all tokens (Szegedy et al. 2016, section
+            7; Vaswani et al. 2017 have 0.1).
+        z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting
+            (Chowdhery et al. 2022, section 5: 1e-4).
+        chunk: about how many tokens have their logits in memory at once; 0 takes all. It changes nothing but the order
+            in which the gradient of the head is summed.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise errors.BadInput(
+                f"loss.label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1"
+            )
+        if not 0 <= self.z_loss < math.inf:
+            raise errors.BadInput(f"loss.z_loss is {self.z_loss}; it must be at least 0 and finite")
+        if self.chunk < 0:
+            raise errors.BadInput(
+                f"loss.chunk is {self.chunk}; it must be at least 0, which is all"
+            )
+
+
+class Sums(NamedTuple):
+    """Over the weighted targets of a batch: what is minimised, and the plain cross-entropy in nats."""
+
+    objective: jax.Array
+    nats: jax.Array
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
@@ -9,6 +57,57 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
 
     Example: logits `[0, 0, log 2]` give targets 0, 1, 2 the losses `log 4, log 4, log 2`.
     """
+    return _terms(logits_BTV, targets_BT)[0]
+
+
+def objective(logits_BTV: jax.Array, targets_BT: jax.Array, config: LossConfig) -> jax.Array:
+    """What training minimises of every token, float32 [B, T]: smoothed cross-entropy plus the z-loss.
+
+    Example: logits `[0, 0, log 2]`, target 2 and smoothing 0.3 give `0.7 log 2 + 0.1 (log 4 + log 4 + log 2)`.
+    """
+    nats_BT, total_BT = _terms(logits_BTV, targets_BT)
+    loss_BT = nats_BT
+    if config.label_smoothing:
+        spread_BT = total_BT - logits_BTV.astype(jnp.float32).mean(axis=-1)
+        loss_BT = (1 - config.label_smoothing) * nats_BT + config.label_smoothing * spread_BT
+    if config.z_loss:
+        loss_BT = loss_BT + config.z_loss * jnp.square(total_BT)
+    return loss_BT
+
+
+def summed(
+    head: Head,
+    params: Any,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    config: LossConfig,
+) -> Sums:
+    """Weighted sums over a batch whose hidden states `head(params, x_BTD)` turns into logits.
+
+    Only `objective` has a gradient. In chunks each one's gradient is computed right behind its value, while its logits
+    are there, so neither all logits nor a second product with the table are ever needed.
+    """
+    parts = chunks(x_BTD.shape[0], x_BTD.shape[1], config.chunk)
+    targets = targets_BT, weights_BT
+    if parts == 1:
+        return _sums(head, config, params, x_BTD, *targets)
+    return _chunked(head, config, parts, params, x_BTD, *targets)
+
+
+def chunks(rows: int, length: int, tokens: int) -> int:
+    """The fewest equal parts of `length` that hold at most `tokens` tokens of all rows, or one position each."""
+    if not tokens:
+        return 1
+    return next(
+        n
+        for n in range(1, length + 1)
+        if length % n == 0 and (rows * length <= n * tokens or n == length)
+    )
+
+
+def _terms(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nats of the targets, and the logarithm of the softmax's denominator, float32 [B, T]."""
     if logits_BTV.ndim != 3 or targets_BT.shape != logits_BTV.shape[:2]:
         raise ValueError(
             f"logits {logits_BTV.shape} and targets {targets_BT.shape}; "
@@ -16,4 +115,81 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
         )
     logits_BTV = logits_BTV.astype(jnp.float32)
     chosen_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[:, :, None], axis=-1)
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT1[:, :, 0]
+    total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    return total_BT - chosen_BT1[:, :, 0], total_BT
+
+
+def _sums(
+    head: Head,
+    config: LossConfig,
+    params: Any,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> Sums:
+    logits_BTV = head(params, x_BTD)
+    minimised = (objective(logits_BTV, targets_BT, config) * weights_BT).sum()
+    plain = jax.lax.stop_gradient(cross_entropy(logits_BTV, targets_BT))
+    return Sums(minimised, (plain * weights_BT).sum())
+
+
+def _split(array: jax.Array, parts: int, axes: tuple[str | None, ...]) -> jax.Array:
+    """[B, T, ...] as [parts, B, T / parts, ...]; part i has the positions i, i + parts, ...
+
+    A device holds neighbouring tokens, so each part has its share of every device's and no token moves.
+    """
+    rows, length, *rest = array.shape
+    split = array.reshape(rows, length // parts, parts, *rest)
+    return nn.with_logical_constraint(jnp.moveaxis(split, 2, 0), (None, *axes))
+
+
+def _chunks_of(parts: int, x_BTD: jax.Array, *arrays_BT: jax.Array) -> tuple[jax.Array, ...]:
+    tokens = ("batch", "sequence")
+    split = (_split(array_BT, parts, tokens) for array_BT in arrays_BT)
+    return _split(x_BTD, parts, (*tokens, "activation")), *split
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(
+    head: Head, config: LossConfig, parts: int, params: Any, x_BTD: jax.Array, *targets: jax.Array
+) -> Sums:
+    """`_sums`, chunk by chunk."""
+
+    def add(total: Sums, chunk: tuple) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, total, _sums(head, config, params, *chunk)), None
+
+    start = Sums(jnp.float32(0), jnp.float32(0))
+    return jax.lax.scan(add, start, _chunks_of(parts, x_BTD, *targets))[0]
+
+
+def _forward(
+    head: Head, config: LossConfig, parts: int, params: Any, x_BTD: jax.Array, *targets: jax.Array
+) -> tuple[Sums, tuple[Any, jax.Array]]:
+    """Values, and the gradients with them."""
+
+    def minimised(params: Any, *chunk: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = _sums(head, config, params, *chunk)
+        return sums.objective, sums
+
+    def add(total: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
+        (_, sums), (gradient, x_gradient) = jax.value_and_grad(
+            minimised, argnums=(0, 1), has_aux=True
+        )(params, *chunk)
+        return jax.tree.map(jnp.add, total, (sums, gradient)), x_gradient
+
+    start = Sums(jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+    (sums, gradient), split = jax.lax.scan(add, start, _chunks_of(parts, x_BTD, *targets))
+    x_gradient = jnp.moveaxis(split, 0, 2).reshape(x_BTD.shape)
+    return sums, (gradient, x_gradient)
+
+
+def _backward(
+    head: Head, config: LossConfig, parts: int, gradients: tuple, cotangents: Sums
+) -> tuple:
+    scaled = jax.tree.map(
+        lambda gradient: gradient * cotangents.objective.astype(gradient.dtype), gradients
+    )
+    return *scaled, None, None
+
+
+_chunked.defvjp(_forward, _backward)

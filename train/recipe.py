@@ -17,6 +17,7 @@ from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
 from model.config import RECURRENT, ModelConfig, Runtime
 from train import corpus, optimizer
+from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
 
 # Which keys may differ when a run goes on: first match wins. What these change is how often something is looked at, or
@@ -24,6 +25,7 @@ from train.optimizer import OptimizerConfig
 CHANGEABLE = (
     r"^train\.(log_every|eval_every|sample_every|save_every|keep)$",
     r"^runtime\.(mesh|unroll|remat)(\.|$)",
+    r"^loss\.chunk$",
     r"^decode(\.|$)",
 )
 
@@ -185,6 +187,7 @@ class Recipe:
     data: Data
     train: Train
     optimizer: OptimizerConfig
+    loss: LossConfig
     runtime: Devices
     decode: Decode
     seed: int = 0
@@ -207,19 +210,20 @@ class Recipe:
 
 
 def from_config(config: Mapping[str, Any]) -> Recipe:
-    """The recipe of a config's groups: model, tokenizer, data, train, optimizer, runtime, decode, and the seed.
+    """The recipe of a config's groups: model, tokenizer, data, train, optimizer, loss, runtime, decode, and the seed.
 
     A `preset` in `model` stands for the values of that published model, which the group's other keys change.
 
     Raises:
         BadInput: for an unknown key, a wrong type, or values that do not go together.
     """
-    groups = {"optimizer": {}, "runtime": {}, "decode": {}, **config}
+    groups = {"optimizer": {}, "loss": {}, "runtime": {}, "decode": {}, **config}
     kinds = {
         "tokenizer": Tokenizer,
         "data": Data,
         "train": Train,
         "optimizer": OptimizerConfig,
+        "loss": LossConfig,
         "runtime": Devices,
     }
     for name in ("model", "decode", *kinds):

@@ -17,11 +17,11 @@ from flax import struct
 from jax.sharding import Mesh
 
 import model
-from model import errors, sharding
+from model import errors, heads, sharding
 from train import losses
 
 Batch = Mapping[str, jax.Array]
-LossFunction = Callable[[Any, Batch, jax.Array], jax.Array]
+LossFunction = Callable[[Any, Batch, jax.Array], losses.Sums]
 
 
 class TrainState(struct.PyTreeNode):
@@ -80,16 +80,24 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
     }
 
 
-def next_token_losses(net: nn.Module, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-    """Nats of every target of a batch, [B, T]; `key` is for dropout."""
-    logits_BTV, _ = net.apply(
+def next_token_loss(
+    net: nn.Module, config: losses.LossConfig, params: Any, batch: Batch, key: jax.Array
+) -> losses.Sums:
+    """The loss of every token's successor, summed over a batch; `key` is for dropout."""
+    x_BTD, _ = net.apply(
         {"params": params},
         batch["tokens"],
         segments=batch["segments"],
         train=True,
         rngs={"dropout": key},
+        method="features",
     )
-    return losses.cross_entropy(logits_BTV, batch["targets"])
+
+    def head(params: Any, x_BTD: jax.Array) -> jax.Array:
+        return net.apply({"params": params}, x_BTD, method="head")
+
+    read = heads.params(net.config, params)
+    return losses.summed(head, read, x_BTD, batch["targets"], batch["weights"], config)
 
 
 def train_step(
@@ -107,16 +115,17 @@ def train_step(
         state: before the step.
         batch: `weights` and what `loss_fn` reads, each [B, T].
         key: the run's; the step's is folded from it by `state.step`.
-        loss_fn: `(params, batch, key)` to losses like `weights`.
+        loss_fn: `(params, batch, key)` to sums over the weighted targets.
         optimizer: turns the gradient into updates.
         accumulate: in how many micro-batches the gradient is computed.
     """
     key = jax.random.fold_in(key, state.step)
-    loss, grads = loss_and_gradient(loss_fn, state.params, batch, key, accumulate)
+    means, grads = loss_and_gradient(loss_fn, state.params, batch, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
-        "loss": loss,
+        "loss": means.nats,
+        "objective": means.objective,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
         "learning_rate": optax.tree.get(opt_state, "learning_rate", default=jnp.nan),
@@ -127,8 +136,8 @@ def train_step(
 
 def loss_and_gradient(
     loss_fn: LossFunction, params: Any, batch: Batch, key: jax.Array, accumulate: int
-) -> tuple[jax.Array, Any]:
-    """The mean loss over all weighted targets, and its gradient, in `accumulate` micro-batches.
+) -> tuple[losses.Sums, Any]:
+    """The mean losses over all weighted targets, and the objective's gradient, in `accumulate` micro-batches.
 
     Each contributes its weighted sum divided by the weight of the whole batch: a mean of means
     would give the targets of an emptier micro-batch more say.
@@ -136,19 +145,22 @@ def loss_and_gradient(
     weight = batch["weights"].sum()
     weight = jnp.where(weight > 0, weight, 1)
 
-    @jax.value_and_grad
-    def part(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        return (loss_fn(params, batch, key) * batch["weights"]).sum() / weight
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, losses.Sums]:
+        means = losses.Sums(*(total / weight for total in loss_fn(params, batch, key)))
+        return means.objective, means
+
+    def part(batch: Batch, key: jax.Array) -> tuple[losses.Sums, Any]:
+        (_, means), gradient = objective(params, batch, key)
+        return means, gradient
 
     def add(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         i, micro_batch = numbered
-        return jax.tree.map(
-            jnp.add, total, part(params, micro_batch, jax.random.fold_in(key, i))
-        ), None
+        return jax.tree.map(jnp.add, total, part(micro_batch, jax.random.fold_in(key, i))), None
 
     if accumulate == 1:
-        return part(params, batch, key)
-    zeros = jax.tree.map(jnp.zeros_like, (weight, params))
+        return part(batch, key)
+    zeros = jax.tree.map(jnp.zeros_like, (losses.Sums(weight, weight), params))
     return jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro_batches(batch, accumulate)))[0]
 
 
@@ -176,6 +188,7 @@ def make_train_step(
     mesh: Mesh,
     state_shardings: TrainState,
     accumulate: int = 1,
+    loss: losses.LossConfig = losses.LossConfig(),  # noqa: B008  frozen
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch, key) -> (state, metrics)`, compiled once; it consumes the state.
 
@@ -184,7 +197,7 @@ def make_train_step(
     """
     step = functools.partial(
         train_step,
-        loss_fn=functools.partial(next_token_losses, net),
+        loss_fn=functools.partial(next_token_loss, net, loss),
         optimizer=optimizer,
         accumulate=accumulate,
     )
