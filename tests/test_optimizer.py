@@ -10,7 +10,7 @@ import pytest
 
 import model
 from model import blocks, errors
-from train import optimizer
+from train import optimizer, paths
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -79,7 +79,7 @@ def test_matrices_and_tables_decay_and_biases_and_norms_do_not(shape, scan):
     )
     net = model.build(config, model.Runtime(scan=scan))
     params = jax.eval_shape(lambda: model.init(net, key=jax.random.key(0)))
-    factors = optimizer.by_rule(optimizer.DECAY, params)
+    factors = paths.by_rule(paths.DECAY, params)
     unstacked = jax.eval_shape(blocks.unstack_layers, params) if scan else params
     ranks = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.ndim, unstacked))
     names = [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(unstacked)]
@@ -92,12 +92,12 @@ def test_matrices_and_tables_decay_and_biases_and_norms_do_not(shape, scan):
 
 def test_the_first_rule_found_in_the_path_wins():
     params = {"a": {"bias": jnp.zeros(2), "weight": jnp.zeros(3)}, "b": {"weight": jnp.zeros(5)}}
-    rules = [("^a/weight", "first"), ("weight$", "second"), ("", "rest")]
-    assert optimizer.by_rule(rules, params) == {
+    given = [("^a/weight", "first"), ("weight$", "second"), ("", "rest")]
+    assert paths.by_rule(given, params) == {
         "a": {"bias": "rest", "weight": "first"},
         "b": {"weight": "second"},
     }
-    docstring = optimizer.by_rule([("bias$", 0), ("", 1)], {"a": {"bias": 3, "weight": 5}})
+    docstring = paths.by_rule([("bias$", 0), ("", 1)], {"a": {"bias": 3, "weight": 5}})
     assert docstring == {"a": {"bias": 0, "weight": 1}}
 
 
@@ -105,12 +105,12 @@ def test_a_parameter_without_a_rule_is_refused():
     with pytest.raises(
         errors.BadInput, match=r"parameter a/gain matches no rule of \['weight\$'\]"
     ):
-        optimizer.by_rule([("weight$", 1)], {"a": {"gain": jnp.zeros(2), "weight": jnp.zeros(2)}})
+        paths.by_rule([("weight$", 1)], {"a": {"gain": jnp.zeros(2), "weight": jnp.zeros(2)}})
 
 
 def test_a_rule_without_a_parameter_is_refused():
     with pytest.raises(errors.BadInput, match=r"rule 'wieght\$' is first for no parameter"):
-        optimizer.by_rule([("wieght$", 1), ("", 0)], {"a": jnp.zeros(2)})
+        paths.by_rule([("wieght$", 1), ("", 0)], {"a": jnp.zeros(2)})
 
 
 def test_a_long_gradient_is_shortened_to_clip_norm_and_a_short_one_left_alone():
