@@ -104,6 +104,18 @@ def test_a_run_loads_as_the_model_that_the_summary_names(finished):
     assert lm.config.vocab_size == lm.tokenizer.vocab_size == 300
 
 
+def test_a_run_measures_and_loads_the_average_of_its_weights_and_leaves_frozen_ones(
+    source, tmp_path
+):
+    groups = {"train": {"save_every": 0, "steps": 3}, "runtime": {"mesh": {"data": 8}}}
+    wanted = {"ema_decay": 0.5, "frozen": ["^embedding"], "learning_rate": 0.1}
+    run(config(source, optimizer=wanted, **groups), tmp_path)
+    (last,) = [line["loss"] for line in running.metrics(tmp_path) if line["split"] == "valid"]
+    assert evaluate.of_run(tmp_path)["loss"] == pytest.approx(last, rel=1e-5)
+    leaves = checkpoint._read_json(tmp_path / "checkpoints", 3)["leaves"]
+    assert not [name for name in leaves if re.search("^opt_state.*embedding", name)]
+
+
 def test_a_complete_run_started_again_says_so_and_does_nothing_else(source, copy, capsys):
     before = content(copy)
     run(config(source), copy)
