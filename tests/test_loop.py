@@ -107,9 +107,9 @@ def test_a_run_loads_as_the_model_that_the_summary_names(finished):
 def test_a_run_measures_and_loads_the_average_of_its_weights_and_leaves_frozen_ones(
     source, tmp_path
 ):
-    groups = {"train": {"save_every": 0, "steps": 3}, "runtime": {"mesh": {"data": 8}}}
+    train = {"save_every": 0, "steps": 3, "accumulate": 1}
     wanted = {"ema_decay": 0.5, "frozen": ["^embedding"], "learning_rate": 0.1}
-    run(config(source, optimizer=wanted, **groups), tmp_path)
+    run(config(source, optimizer=wanted, train=train, runtime={"mesh": {"data": 8}}), tmp_path)
     (last,) = [line["loss"] for line in running.metrics(tmp_path) if line["split"] == "valid"]
     assert evaluate.of_run(tmp_path)["loss"] == pytest.approx(last, rel=1e-5)
     leaves = checkpoint._read_json(tmp_path / "checkpoints", 3)["leaves"]
