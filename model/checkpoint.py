@@ -13,15 +13,18 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from model import blocks, errors, files
 
+# Under which name training keeps the weights that stand in place of those it trains.
+AVERAGE = "opt_state/average/"
 HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 # How Orbax and TensorStore word what a disk refuses; the exception's type depends on which thread met it.
 DISK = re.compile(
@@ -145,9 +148,22 @@ def latest(directory: str | pathlib.Path) -> int | None:
 
 
 def params_only(directory: str | pathlib.Path, step: int, abstract_params: Any) -> Any:
-    """The parameters of a checkpoint, without reading its optimizer state."""
-    abstract = {"params": abstract_params}
-    return _read(pathlib.Path(directory).absolute(), step, abstract, only="params")[0]["params"]
+    """The parameters of a checkpoint, without reading its optimizer state.
+
+    Where training kept an average of one, that is read in its place.
+    """
+    directory = pathlib.Path(directory).absolute()
+    with _damage(directory, step):
+        there = _read_json(directory, step)["leaves"]
+    averaged = {name.removeprefix(AVERAGE) for name in there if name.startswith(AVERAGE)}
+    trained = {name for name in there if name.startswith("params/")}
+    only = {AVERAGE + name for name in averaged} | trained - {f"params/{name}" for name in averaged}
+    flat = traverse_util.flatten_dict(abstract_params, sep="/")
+    names = {name: f"{AVERAGE if name in averaged else 'params/'}{name}" for name in flat}
+    wanted = {full: flat[name] for name, full in names.items()}
+    nested = _read(directory, step, traverse_util.unflatten_dict(wanted, sep="/"), only)[0]
+    read = traverse_util.flatten_dict(nested, sep="/")
+    return traverse_util.unflatten_dict({name: read[names[name]] for name in flat}, sep="/")
 
 
 def read_meta(directory: str | pathlib.Path, step: int) -> dict:
@@ -199,16 +215,14 @@ def _sha256(leaf: Any) -> str:
 
 
 def _read(
-    directory: pathlib.Path, step: int, abstract: Any, only: str | None = None
+    directory: pathlib.Path, step: int, abstract: Any, only: Set[str] | None = None
 ) -> tuple[Any, dict]:
-    """Reads a checkpoint, or what lies under the name `only`, into `abstract`, and verifies each leaf's digest."""
+    """Reads a checkpoint, or the leaves that `only` names, into `abstract`, and verifies each one's digest."""
     path = directory / str(step)
     with _damage(directory, step):
         record = _read_json(directory, step)
         held = {
-            name: leaf
-            for name, leaf in record["leaves"].items()
-            if only is None or name.split("/")[0] == only
+            name: leaf for name, leaf in record["leaves"].items() if only is None or name in only
         }
         _check_same(path, held, abstract)
         args = ocp.args.PyTreeRestore(

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 import running
 from jax import numpy as jnp
@@ -13,6 +14,7 @@ from jax import numpy as jnp
 import model
 from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig, Runtime
+from train import transforms
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,22 @@ def test_a_loaded_model_is_the_newest_that_was_saved_whatever_its_layout(stacked
         jax.tree.leaves(blocks.stack_layers(lm.params)), jax.tree.leaves(saved), strict=True
     ):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_model_whose_weights_were_averaged_is_loaded_with_the_average(stacked, run):
+    _, params = stacked
+    meta = checkpoint.read_meta(run / "checkpoints", 4)
+    trained, average = (jax.tree.map(lambda leaf, k=k: leaf * k, params) for k in (5, 7))
+    # As with frozen embeddings, of which no average is kept.
+    kept = {name: part for name, part in average.items() if name != "embedding"}
+    opt_state = transforms.Averaged(jnp.zeros(2), {**kept, "embedding": optax.MaskedNode()})
+    checkpoints = checkpoint.Checkpoints(run / "checkpoints")
+    checkpoints.save(5, {"params": trained, "opt_state": opt_state}, meta)
+    checkpoints.close()
+    expected = {**average, "embedding": trained["embedding"]}
+    assert model.load(run).digest == checkpoint.tree_digest(expected)
+    laid = model.load(run, sharding.make_mesh({"data": 4, "fsdp": 2}))
+    assert laid.digest == checkpoint.tree_digest(expected)
 
 
 def test_a_run_is_loaded_straight_onto_a_mesh(run):

@@ -12,6 +12,7 @@ import sys
 import pytest
 import running
 
+import decode
 import model
 from model import checkpoint, errors, tokenizer
 from train import evaluate, loop, recipe
@@ -102,6 +103,30 @@ def test_a_run_loads_as_the_model_that_the_summary_names(finished):
     lm = model.load(finished)
     assert lm.digest == checkpoint.tree_digest(lm.params)
     assert lm.config.vocab_size == lm.tokenizer.vocab_size == 300
+
+
+def test_a_run_measures_samples_and_loads_the_average_of_its_weights_if_it_keeps_one(
+    source, tmp_path, monkeypatch
+):
+    seen = []
+
+    def measured(eval_step, params, batches, text_bytes):
+        seen.append(checkpoint.tree_digest(params))
+        return {"loss": 3.0, "perplexity": 20.0, "bits_per_byte": 2.0, "tokens": 5.0}
+
+    monkeypatch.setattr(evaluate, "evaluate", measured)
+    monkeypatch.setattr(decode, "generate", lambda lm, *_, **__: seen.append(lm.digest) or [])
+    wanted = {"ema_decay": 0.5, "frozen": ["^embedding"], "learning_rate": 0.1}
+    train = {"save_every": 0, "steps": 2}
+    prompts = {"prompts": ["the moon"]}
+    run(config(source, optimizer=wanted, train=train, decode=prompts), tmp_path)
+    assert seen == [model.load(tmp_path).digest] * 2
+    leaves = json.loads((tmp_path / "checkpoints" / "2" / "meta" / "metadata").read_text())[
+        "leaves"
+    ]
+    trained = leaves["params/stack/norm/scale"]["sha256"]
+    assert leaves["opt_state/average/stack/norm/scale"]["sha256"] != trained
+    assert not [name for name in leaves if re.search("^opt_state.*embedding", name)]
 
 
 def test_a_complete_run_started_again_says_so_and_does_nothing_else(source, copy, capsys):

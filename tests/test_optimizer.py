@@ -1,5 +1,6 @@
-"""Does the optimiser do what its configuration says, and what torch's does?"""
+"""Does a config mean the optimiser that it says, and is one that means nothing refused?"""
 
+import json
 import re
 
 import jax
@@ -8,109 +9,153 @@ import numpy as np
 import optax
 import pytest
 
-import model
-from model import blocks, errors
-from train import optimizer
+from model import errors
+from model.config import ModelConfig
+from train import optimizer, step
 
 pytestmark = pytest.mark.standard_promotion
 
-GPT2 = dict(position="learned", norm="layer", activation="gelu", bias="all", tied=True)
-
 
 @pytest.mark.parametrize(
-    ("name", "middle", "last"),
-    # Peak 2, 5 steps of warm-up, 16 steps in all: step 10 is half-way from 5 to 15.
-    [("cosine", 1.1, 0.2), ("linear", 1.1, 0.2), ("constant", 2.0, 2.0)],
-)
-def test_a_schedule_passes_through_its_endpoints(name, middle, last):
-    config = optimizer.OptimizerConfig(
-        learning_rate=2.0, schedule=name, warmup_steps=5, end_fraction=0.1
-    )
-    rate = optimizer.schedule(config, steps=16)
-    actual = [float(rate(step)) for step in (0, 1, 4, 5, 10, 15, 16)]
-    np.testing.assert_allclose(actual, [2 / 6, 4 / 6, 10 / 6, 2, middle, last, last], rtol=1e-6)
-
-
-def test_cosine_and_linear_differ_between_the_endpoints():
-    quarter = {}
-    for name in ("cosine", "linear"):
-        config = optimizer.OptimizerConfig(learning_rate=1.0, schedule=name, end_fraction=0.0)
-        quarter[name] = float(optimizer.schedule(config, steps=9)(2))
-    np.testing.assert_allclose(quarter["cosine"], 0.5 * (1 + np.cos(np.pi / 4)), rtol=1e-6)
-    np.testing.assert_allclose(quarter["linear"], 0.75, rtol=1e-6)
-
-
-def test_without_warm_up_the_first_step_has_the_highest_rate():
-    config = optimizer.OptimizerConfig(learning_rate=0.3, warmup_steps=0)
-    assert float(optimizer.schedule(config, steps=1)(0)) == pytest.approx(0.3)
-
-
-def test_warm_up_longer_than_training_is_refused():
-    config = optimizer.OptimizerConfig(warmup_steps=7)
-    message = "optimizer.warmup_steps=7 does not end within 7 steps of training; lower it"
-    with pytest.raises(errors.BadInput, match=message):
-        optimizer.schedule(config, steps=7)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("settings", "message"),
     [
-        ("schedule", "cosin", "optimizer.schedule is 'cosin' (did you mean 'cosine'?); known: cos"),
-        ("learning_rate", 0.0, "optimizer.learning_rate is 0.0; it must be above 0"),
-        ("warmup_steps", -1, "optimizer.warmup_steps is -1; it must be at least 0"),
-        ("end_fraction", 1.5, "optimizer.end_fraction is 1.5; it must be between 0 and 1"),
-        ("weight_decay", -0.1, "optimizer.weight_decay is -0.1; it must be at least 0"),
-        ("b1", 1.0, "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
-        ("b2", -0.5, "optimizer.b2 is -0.5; it must be at least 0 and below 1"),
-        ("eps", 0.0, "optimizer.eps is 0.0; it must be above 0"),
-        ("clip_norm", 0.0, "optimizer.clip_norm is 0.0; it must be above 0, or None"),
+        (
+            {"schedule": "cosin"},
+            "optimizer.schedule is 'cosin' (did you mean 'cosine'?); known: cosine, constant, linear, inverse_sqrt",
+        ),
+        (
+            {"name": "adam"},
+            "optimizer.name is 'adam' (did you mean 'adamw'?); known: adamw, adafactor, lion, muon, sgd, schedule_free",
+        ),
+        (
+            {"moments_dtype": "bf16"},
+            "optimizer.moments_dtype is 'bf16' (did you mean 'bfloat16'?); known: float32, bfloat16",
+        ),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be above 0"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps is -1; it must be at least 0"),
+        ({"end_fraction": 1.5}, "optimizer.end_fraction is 1.5; it must be between 0 and 1"),
+        (
+            {"schedule": "wsd", "decay_fraction": 0.0},
+            "optimizer.decay_fraction is 0.0; it must be above 0 and at most 1",
+        ),
+        (
+            {"decay_fraction": 0.2},
+            "optimizer.decay_fraction is 0.2, which only the schedule wsd reads; remove it",
+        ),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay is -0.1; it must be at least 0"),
+        ({"b1": 1.0}, "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
+        ({"b2": -0.5}, "optimizer.b2 is -0.5; it must be at least 0 and below 1"),
+        ({"eps": 0.0}, "optimizer.eps is 0.0; it must be above 0"),
+        ({"clip_norm": 0.0}, "optimizer.clip_norm is 0.0; it must be above 0, or None"),
+        ({"ema_decay": 1.0}, "optimizer.ema_decay is 1.0; it must be at least 0 and below 1"),
+        (
+            {"name": "sgd", "momentum": 1.0},
+            "optimizer.momentum is 1.0; it must be at least 0 and below 1",
+        ),
+        (
+            {"name": "sgd", "b1": 0.9},
+            "optimizer.b1 is 0.9, which sgd does not read (it reads momentum, nesterov); remove it",
+        ),
+        (
+            {"name": "adafactor", "b2": 0.9},
+            "optimizer.b2 is 0.9, which adafactor does not read (it reads none of these); remove it",
+        ),
+        (
+            {"nesterov": False},
+            "optimizer.nesterov is False, which adamw does not read (it reads b1, b2, eps); remove",
+        ),
+        (
+            {"name": "adafactor", "moments_dtype": "bfloat16"},
+            "optimizer.moments_dtype is 'bfloat16', but adafactor keeps no first moment; remove it",
+        ),
+        (
+            {"name": "schedule_free", "schedule": "cosine"},
+            "optimizer.schedule is 'cosine', and schedule_free replaces a falling rate; remove it or",
+        ),
+        (
+            {"name": "schedule_free", "ema_decay": 0.9},
+            "optimizer.ema_decay is 0.9, and schedule_free keeps an average already; remove it",
+        ),
+        (
+            {"name": "schedule_free", "b1": 0.0},
+            "optimizer.b1 is 0.0; it must be above 0 for schedule_free, whose average it weighs",
+        ),
+        (
+            {"rate_rules": (("", 1.0, 2.0),)},
+            "optimizer.rate_rules has ('', 1.0, 2.0); it must be a pair of a regex and a number",
+        ),
+        (
+            {"rate_rules": (("", True),)},
+            "optimizer.rate_rules has ('', True); it must be a pair of a regex and a number",
+        ),
+        (
+            {"decay_rules": (("", -1.0),)},
+            "optimizer.decay_rules has ('', -1.0); its number must be at least 0 and finite",
+        ),
+        (
+            {"decay_rules": (("(", 1.0),)},
+            "optimizer.decay_rules has '(', which is no regex (missing ), unterminated subpattern",
+        ),
+        ({"frozen": ("*",)}, "optimizer.frozen has '*', which is no regex (nothing to repeat"),
     ],
 )
-def test_a_bad_setting_is_refused_by_name_and_value(field, value, message):
-    with pytest.raises(errors.BadInput, match=re.escape(message)):
-        optimizer.OptimizerConfig(**{field: value})
+def test_a_bad_setting_is_refused_by_name_and_value(settings, message):
+    with pytest.raises(errors.BadInput, match="^" + re.escape(message)) as caught:
+        optimizer.OptimizerConfig(**settings)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("shape", [{}, GPT2])
-def test_matrices_and_tables_decay_and_biases_and_norms_do_not(shape, scan):
-    config = model.ModelConfig(
-        vocab_size=11, context_length=7, layers=2, width=6, heads=3, hidden=5, **shape
-    )
-    net = model.build(config, model.Runtime(scan=scan))
-    params = jax.eval_shape(lambda: model.init(net, key=jax.random.key(0)))
-    factors = optimizer.by_rule(optimizer.DECAY, params)
-    unstacked = jax.eval_shape(blocks.unstack_layers, params) if scan else params
-    ranks = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.ndim, unstacked))
-    names = [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(unstacked)]
-    for path, factor in jax.tree_util.tree_leaves_with_path(factors):
-        assert factor == (path[-1].key == "weight"), path
-    # Independently of names: what is a vector in each layer is a norm's or a bias. Biases of heads are [N, H].
-    for name, rank in zip(names, ranks, strict=True):
-        assert (name == "weight") == (rank >= 2 and name != "bias")
+def test_what_an_optimiser_reads_is_written_out_and_reads_back_as_the_same():
+    for name, own in optimizer.OPTIMIZERS.items():
+        config = optimizer.OptimizerConfig(name=name, rate_rules=(("bias", 2.0), ("", 1.0)))
+        values = json.loads(json.dumps(vars(config)))
+        given = {key for key in optimizer.OWN if values[key] is not None}
+        assert given == own.keys()
+        assert values["schedule"] == ("constant" if name == "schedule_free" else "cosine")
+        assert errors.build(optimizer.OptimizerConfig, values, "optimizer") == config
+    assert optimizer.OptimizerConfig(schedule="wsd").decay_fraction == 0.1
 
 
-def test_the_first_rule_found_in_the_path_wins():
-    params = {"a": {"bias": jnp.zeros(2), "weight": jnp.zeros(3)}, "b": {"weight": jnp.zeros(5)}}
-    rules = [("^a/weight", "first"), ("weight$", "second"), ("", "rest")]
-    assert optimizer.by_rule(rules, params) == {
-        "a": {"bias": "rest", "weight": "first"},
-        "b": {"weight": "second"},
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"decay_rules": [["weight$", 1.0]]},
+            "optimizer.decay_rules: parameter stack/layers/attention_norm/scale matches no rule of ['weight$']; add",
+        ),
+        (
+            {"rate_rules": [["/wieght$", 1.0], ["", 1.0]]},
+            "optimizer.rate_rules: rule '/wieght$' is first for no parameter; correct or remove it",
+        ),
+        (
+            {"frozen": ["^embeding"]},
+            "optimizer.frozen: '^embeding' is found in no parameter; correct or remove it",
+        ),
+        ({"frozen": ["."]}, "optimizer.frozen: ['.'] match every parameter; leave one to train"),
+    ],
+)
+def test_rules_that_do_not_fit_a_model_are_refused_before_it_is_built(settings, message):
+    described = ModelConfig(vocab_size=11, context_length=7, layers=2, width=6, heads=3)
+    config = errors.build(optimizer.OptimizerConfig, settings, "config.optimizer")
+    with pytest.raises(errors.BadInput, match="^" + re.escape(message)):
+        optimizer.check_model(config, described)
+    params = {
+        "stack": {"layers": {"attention_norm": {"scale": jnp.ones(2), "weight": jnp.ones(3)}}}
     }
-    docstring = optimizer.by_rule([("bias$", 0), ("", 1)], {"a": {"bias": 3, "weight": 5}})
-    assert docstring == {"a": {"bias": 0, "weight": 1}}
+    whole = {"decay_rules": (("", 1.0),), **settings}
+    made = optimizer.build(errors.build(optimizer.OptimizerConfig, whole, "config.optimizer"), 3)
+    with pytest.raises(errors.BadInput, match="^" + re.escape(message)):
+        made.init(params)
 
 
-def test_a_parameter_without_a_rule_is_refused():
-    with pytest.raises(
-        errors.BadInput, match=r"parameter a/gain matches no rule of \['weight\$'\]"
-    ):
-        optimizer.by_rule([("weight$", 1)], {"a": {"gain": jnp.zeros(2), "weight": jnp.zeros(2)}})
-
-
-def test_a_rule_without_a_parameter_is_refused():
-    with pytest.raises(errors.BadInput, match=r"rule 'wieght\$' is first for no parameter"):
-        optimizer.by_rule([("wieght$", 1), ("", 0)], {"a": jnp.zeros(2)})
+def test_rules_that_fit_pass_the_check():
+    described = ModelConfig(vocab_size=11, context_length=7, layers=2, width=6, heads=3)
+    config = optimizer.OptimizerConfig(
+        decay_rules=(("^stack/layers/attention/query/weight$", 2.0), ("", 0.5)),
+        rate_rules=(("embedding", 0.1), ("", 1.0)),
+        frozen=("_norm/scale",),
+    )
+    optimizer.check_model(config, described)
 
 
 def test_a_long_gradient_is_shortened_to_clip_norm_and_a_short_one_left_alone():
@@ -129,46 +174,66 @@ def test_the_state_records_the_learning_rate_of_the_update_just_made():
     params = {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}
     transform = optimizer.build(config, steps=11)
     state, expected = transform.init(params), optimizer.schedule(config, 11)
-    for step in range(5):
+    for number in range(5):
         _, state = transform.update(params, state, params)
         recorded = optax.tree.get(state, "learning_rate")
-        assert float(recorded) == pytest.approx(float(expected(step)))
+        assert float(recorded) == pytest.approx(float(expected(number)))
 
 
-@pytest.mark.oracle
-@pytest.mark.parametrize("clip_norm", [None, 0.7])
-def test_adamw_is_torchs(clip_norm):
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(7)
-    shapes = {"weight": (5, 3), "bias": (3,)}
-    start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    steps = 11
+PLAIN = dict(name="sgd", momentum=0.0, learning_rate=0.5, clip_norm=None, schedule="constant")
+
+
+def test_rules_multiply_the_learning_rate_and_the_decay_of_their_parameters():
     config = optimizer.OptimizerConfig(
-        learning_rate=0.03, warmup_steps=3, weight_decay=0.2, b1=0.8, b2=0.9, clip_norm=clip_norm
+        **PLAIN,
+        weight_decay=0.25,
+        decay_rules=(("^a/weight", 2.0), ("weight", 1.0), ("", 0.0)),
+        rate_rules=(("^b", 3.0), ("", 1.0)),
     )
-    transform, rate = optimizer.build(config, steps), optimizer.schedule(config, steps)
-    params = jax.tree.map(jnp.asarray, start)
-    state = transform.init(params)
+    params = {"a": {"weight": jnp.ones(2), "bias": jnp.ones(2)}, "b": {"weight": jnp.ones(3)}}
+    transform = optimizer.build(config, steps=3)
+    gradient = jax.tree.map(lambda p: jnp.full_like(p, 7.0), params)
+    updates, _ = transform.update(gradient, transform.init(params), params)
+    expected = {"a": {"weight": -0.5 * 7.5, "bias": -0.5 * 7}, "b": {"weight": -0.5 * 3 * 7.25}}
+    jax.tree.map(np.testing.assert_allclose, updates, expected)
 
-    theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
-    groups = [
-        {"params": [theirs["weight"]], "weight_decay": 0.2},
-        {"params": [theirs["bias"]], "weight_decay": 0.0},
-    ]
-    peer = torch.optim.AdamW(groups, lr=0.03, betas=(0.8, 0.9), eps=1e-8)
-    for step in range(steps):
-        gradient = {
-            name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
-        }
-        updates, state = transform.update(jax.tree.map(jnp.asarray, gradient), state, params)
-        params = optax.apply_updates(params, updates)
-        for name, value in gradient.items():
-            theirs[name].grad = torch.tensor(value)
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(theirs.values(), clip_norm)
-        for group in peer.param_groups:
-            group["lr"] = float(rate(step))
-        peer.step()
-    for name, value in theirs.items():
-        np.testing.assert_allclose(params[name], value.detach().numpy(), rtol=3e-6, atol=3e-7)
-        assert np.abs(np.asarray(params[name]) - start[name]).max() > 0.1
+
+def distance(params, batch, key):
+    del key
+    total = sum(jnp.square(leaf + batch["x"].mean()).sum() for leaf in jax.tree.leaves(params))
+    return total * jnp.ones_like(batch["weights"])
+
+
+def test_frozen_parameters_keep_their_bits_and_have_no_state_and_no_share_of_the_norm():
+    params = {
+        "a": {"weight": jnp.array([-0.0, 0.0, 3.5])},
+        "b": {"weight": jnp.array([[2.0, 5.0]])},
+    }
+    batch = {"x": jnp.ones((2, 3)), "weights": jnp.ones((2, 3))}
+    for name in optimizer.OPTIMIZERS:
+        average = {} if name == "schedule_free" else {"ema_decay": 0.5}
+        frozen = dict(
+            name=name, clip_norm=0.1, decay_rules=(("", 1.0),), frozen=("^a/",), **average
+        )
+        made = optimizer.build(optimizer.OptimizerConfig(**frozen), steps=3)
+        state = step.TrainState(jnp.zeros((), jnp.int32), params, made.init(params))
+        leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+        assert not [path for path, _ in leaves if "'a'" in jax.tree_util.keystr(path)]
+        for _ in range(2):
+            state, metrics = step.train_step(
+                state, batch, jax.random.key(0), loss_fn=distance, optimizer=made, frozen=("^a/",)
+            )
+        # The same steps of a model that has nothing else.
+        alone = optimizer.build(optimizer.OptimizerConfig(**{**frozen, "frozen": ()}), steps=3)
+        rest = {"b": params["b"]}
+        other = step.TrainState(jnp.zeros((), jnp.int32), rest, alone.init(rest))
+        for _ in range(2):
+            other, expected = step.train_step(
+                other, batch, jax.random.key(0), loss_fn=distance, optimizer=alone
+            )
+        assert metrics["grad_norm"] == expected["grad_norm"] > 1
+        np.testing.assert_array_equal(state.params["b"]["weight"], other.params["b"]["weight"])
+        np.testing.assert_array_equal(state.weights["b"]["weight"], other.weights["b"]["weight"])
+        for kept in (state.params, state.weights):
+            assert kept["a"]["weight"].tobytes() == params["a"]["weight"].tobytes()
+        assert np.abs(state.params["b"]["weight"] - params["b"]["weight"]).max() > 0

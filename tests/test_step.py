@@ -73,7 +73,7 @@ def compiled(config, runtime, mesh, transform, accumulate):
     net = model.build(config, runtime)
     where = step.shardings(step.abstract_state(net, transform, mesh))
     loss = WHOLE if mesh.size == 1 else CHUNKED
-    return step.make_train_step(net, transform, mesh, where, accumulate, loss), where
+    return step.make_train_step(net, transform, mesh, where, accumulate, loss=loss), where
 
 
 def run(config, batches, runtime=SCANNED, mesh=None, transform=SGD, accumulate=1, seed=11):

@@ -96,7 +96,13 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
             )
             progress.say(_introduction(config, state, words, prepared, mesh))
         train_step = step.make_train_step(
-            net, transform, mesh, step.shardings(abstract), train.accumulate, asked.loss
+            net,
+            transform,
+            mesh,
+            step.shardings(abstract),
+            train.accumulate,
+            asked.optimizer.frozen,
+            asked.loss,
         )
         train_key = jax.random.fold_in(key, TRAINING)
         eval_step = evaluate.make_eval_step(net, mesh)
@@ -304,14 +310,14 @@ def _evaluate(
 ) -> dict[str, float]:
     rows = data.eval_batches(held_out, asked.train.batch_size // asked.train.accumulate)
     placed = (step.put_batch(row, mesh) for row in rows)
-    return evaluate.evaluate(eval_step, state.params, placed, prepared.valid.bytes)
+    return evaluate.evaluate(eval_step, state.weights, placed, prepared.valid.bytes)
 
 
 def _samples(
     asked: Recipe, config: ModelConfig, words: Tokenizer, state: TrainState
 ) -> dict[str, list[tuple[str, str]]]:
     """What the model makes of the config's prompts now: per name of settings, pairs of prompt and text."""
-    params = jax.device_put(blocks.unstack_layers(jax.device_get(state.params)))
+    params = jax.device_put(blocks.unstack_layers(jax.device_get(state.weights)))
     lm = model.LM(config, params, words, model.build(config))
     named = asked.decode.requests()
     prompts = {request.id: (name, str(request.prompt)) for name, request in named}

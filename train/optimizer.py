@@ -1,169 +1,263 @@
-"""How does a gradient become an update? AdamW with a schedule, clipping, and decay by rule."""
+"""How does a gradient become an update? What a config may ask for, checked, and the optax transformation it means.
+
+Clipping comes first, then the optimiser, then decay and the learning rate, whose factors go by rule.
+"""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
+import model
 from model import errors
+from model.config import ModelConfig, Runtime
+from train import paths, schedules, transforms
 
-SCHEDULES = ("cosine", "constant", "linear")
-
-# Multiplies weight_decay. As in GPT-2, every matrix and table decays. Names decide, not ranks:
-# stacked layers give a bias a second axis.
-DECAY = (
-    (r"(^|/)(bias|scale)$", 0.0),
-    (r"(^|/)weight$", 1.0),
-)
+# What each optimiser reads besides what all read, and its defaults.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "adafactor": {},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "muon": {"momentum": 0.95, "nesterov": True, "b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "sgd": {"momentum": 0.9, "nesterov": False},
+    "schedule_free": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+}
+OWN = ("b1", "b2", "eps", "momentum", "nesterov")
+NO_MOMENT = ("adafactor", "schedule_free")
+MOMENTS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) and its learning rate.
+    """An optimiser, its learning rate, and which parameters they are for.
+
+    A setting that the chosen optimiser or schedule does not read is None, and refused when it is given.
 
     Attributes:
+        name: `adamw` (Loshchilov & Hutter 2019), `adafactor` (Shazeer & Stern 2018, without momentum, relative to each
+            matrix's size), `lion` (Chen et al. 2023), `muon` (Jordan et al. 2024, for the matrices of the layers; AdamW
+            for the rest), `sgd`, or `schedule_free` (Defazio et al. 2024, on AdamW).
         learning_rate: the highest, reached at the end of warm-up.
-        schedule: how it falls from there: `cosine`, `linear` or not at all (`constant`).
+        schedule: how it falls from there: `cosine` (unless another is asked for), `linear`, `inverse_sqrt` (Vaswani et
+            al. 2017), `wsd` (Hu et al. 2024: only over the last `decay_fraction` of all steps, linearly) or not at all
+            (`constant`, which schedule_free demands).
         warmup_steps: steps of linear rise before it.
-        end_fraction: of the highest learning rate, at the last step.
-        weight_decay: per step and per unit of learning rate; matrices and tables only.
-        b1, b2, eps: Adam's moments and its denominator's floor.
+        end_fraction: of the highest learning rate, at the last step; for cosine, linear and wsd.
+        decay_fraction: of all steps, the last ones that wsd falls over; 0.1 unless given.
+        weight_decay: per step and per unit of learning rate, whichever the optimiser.
+        b1, b2: decay of the first and second moment, of adamw and of muon's AdamW. In lion b1 mixes the update and b2
+            is its moment's; in schedule_free b1 says how far the trained weights are drawn to their average.
+        eps: floor of AdamW's denominator.
+        momentum, nesterov: of sgd and muon.
+        moments_dtype: of first moments. Second moments stay float32: in bfloat16 a change of `1 - b2` is rounded away.
         clip_norm: gradients longer than this are shortened to it; None leaves them.
+        decay_rules: pairs of a regex and a number that multiplies `weight_decay`, for the parameters whose path it is
+            found in, such as `stack/layers/attention/query/weight`. The first that matches wins, one must match.
+        rate_rules: likewise, what multiplies the learning rate (and with it, decay); none is all 1.
+        frozen: regexes of parameters that are not trained.
+        ema_decay: per step, of an average of the weights that is used in place of the trained ones; 0 is none.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-3
-    schedule: str = "cosine"
+    schedule: str | None = None
     warmup_steps: int = 0
     end_fraction: float = 0.1
+    decay_fraction: float | None = None
     weight_decay: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    b1: float | None = None
+    b2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+    moments_dtype: str = "float32"
     clip_norm: float | None = 1.0
+    decay_rules: tuple[tuple[Any, ...], ...] = paths.DECAY
+    rate_rules: tuple[tuple[Any, ...], ...] = ()
+    frozen: tuple[str, ...] = ()
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise errors.BadInput(
-                f"optimizer.schedule is {self.schedule!r}"
-                f"{errors.nearest(self.schedule, SCHEDULES)}; known: {', '.join(SCHEDULES)}"
-            )
+        self._choice("name", OPTIMIZERS)
+        self._resolve()
+        self._choice("schedule", schedules.SCHEDULES)
+        self._choice("moments_dtype", MOMENTS)
         rate_holds = 0 < self.learning_rate < math.inf
         self._check(rate_holds, "learning_rate", "above 0 and finite")
         self._check(self.warmup_steps >= 0, "warmup_steps", "at least 0")
         self._check(0 <= self.end_fraction <= 1, "end_fraction", "between 0 and 1")
-        self._check(self.weight_decay >= 0, "weight_decay", "at least 0")
-        self._check(0 <= self.b1 < 1, "b1", "at least 0 and below 1")
-        self._check(0 <= self.b2 < 1, "b2", "at least 0 and below 1")
-        self._check(self.eps > 0, "eps", "above 0")
+        if self.decay_fraction is not None:
+            self._check(0 < self.decay_fraction <= 1, "decay_fraction", "above 0 and at most 1")
+        self._check(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0 and finite")
+        for name in ("b1", "b2", "momentum", "ema_decay"):
+            self._check(0 <= (getattr(self, name) or 0) < 1, name, "at least 0 and below 1")
+        self._check(self.eps is None or self.eps > 0, "eps", "above 0")
         self._check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "above 0, or None")
+        self._check_together()
+        for name in ("decay_rules", "rate_rules"):
+            for rule in getattr(self, name):
+                self._check_rule(name, rule)
+        for pattern in self.frozen:
+            self._check_pattern("frozen", pattern)
+
+    def _choice(self, name: str, known: Any) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            raise errors.BadInput(
+                f"optimizer.{name} is {value!r}{errors.nearest(str(value), known)}; known: {', '.join(known)}"
+            )
 
     def _check(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
             raise errors.BadInput(f"optimizer.{name} is {getattr(self, name)}; it must be {wanted}")
+
+    def _resolve(self) -> None:
+        """Fills in the defaults of what is read, and refuses what is not."""
+        own = OPTIMIZERS[self.name]
+        defaults: dict[str, Any] = dict(own)
+        if self.schedule is None:
+            defaults["schedule"] = "constant" if self.name == "schedule_free" else "cosine"
+        if self.schedule == "wsd":
+            defaults["decay_fraction"] = 0.1
+        for name in OWN:
+            if getattr(self, name) is not None and name not in own:
+                reads = ", ".join(own) or "none of these"
+                raise errors.BadInput(
+                    f"optimizer.{name} is {getattr(self, name)}, which {self.name} does not read "
+                    f"(it reads {reads}); remove it"
+                )
+        if self.decay_fraction is not None and self.schedule != "wsd":
+            raise errors.BadInput(
+                f"optimizer.decay_fraction is {self.decay_fraction}, which only the schedule wsd reads; remove it"
+            )
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check_together(self) -> None:
+        if self.moments_dtype != "float32" and self.name in NO_MOMENT:
+            raise errors.BadInput(
+                f"optimizer.moments_dtype is {self.moments_dtype!r}, but {self.name} keeps no first moment; remove it"
+            )
+        if self.name != "schedule_free":
+            return
+        self._check(self.b1 != 0, "b1", "above 0 for schedule_free, whose average it weighs")
+        if self.schedule != "constant":
+            raise errors.BadInput(
+                f"optimizer.schedule is {self.schedule!r}, and schedule_free replaces a falling rate; "
+                "remove it or set it to 'constant'"
+            )
+        if self.ema_decay:
+            raise errors.BadInput(
+                f"optimizer.ema_decay is {self.ema_decay}, and schedule_free keeps an average already; remove it"
+            )
+
+    def _check_rule(self, name: str, rule: tuple[Any, ...]) -> None:
+        number = rule[1] if len(rule) == 2 else None
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise errors.BadInput(
+                f"optimizer.{name} has {rule!r}; it must be a pair of a regex and a number"
+            )
+        if not 0 <= number < math.inf:
+            raise errors.BadInput(
+                f"optimizer.{name} has {rule!r}; its number must be at least 0 and finite"
+            )
+        self._check_pattern(name, rule[0])
+
+    def _check_pattern(self, name: str, pattern: Any) -> None:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise errors.BadInput(
+                f"optimizer.{name} has {pattern!r}, which is no regex ({error}); correct it"
+            ) from error
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate of each step, counted from 0.
 
     From `learning_rate / (warmup_steps + 1)` at step 0 it rises by as much each step, to
-    `learning_rate` at step `warmup_steps`; from there it falls to `end_fraction * learning_rate` at
-    the last step, `steps - 1`.
+    `learning_rate` at step `warmup_steps`; from there it falls as the schedule says, to
+    `end_fraction * learning_rate` at the last step, `steps - 1`, if at all.
+
+    Raises:
+        BadInput: when warm-up, or wsd's decline, does not fit into `steps`.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    warmup = config.warmup_steps
     if warmup >= steps:
         raise errors.BadInput(
             f"optimizer.warmup_steps={warmup} does not end within {steps} steps of training; "
             "lower it or train longer"
         )
-    rise = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
-    length = max(steps - 1 - warmup, 1)
-    fall = {
-        "cosine": optax.cosine_decay_schedule(peak, length, alpha=config.end_fraction),
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, peak * config.end_fraction, length),
-    }[config.schedule]
-    return optax.join_schedules([rise, fall], [warmup])
+    span = schedules.Span(
+        peak=config.learning_rate,
+        warmup=warmup,
+        length=max(steps - 1 - warmup, 1),
+        end_fraction=config.end_fraction,
+        decay=max(round((config.decay_fraction or 0) * steps), 1),
+    )
+    return schedules.with_warmup(str(config.schedule), span)
 
 
 def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; the state records the `learning_rate` last used."""
+    """Clipping by global norm, then the optimiser; the state records the `learning_rate` last used.
+
+    Raises:
+        BadInput: when it is initialised with parameters that the rules do not fit.
+    """
     clip = (
         optax.identity()
         if config.clip_norm is None
         else optax.clip_by_global_norm(config.clip_norm)
     )
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        decay_weights(config.weight_decay, DECAY),
-        scale_by_schedule(schedule(config, steps)),
-    )
+    inner = transforms.frozen(optax.chain(clip, *_steps(config, steps)), config.frozen)
+    if config.name == "schedule_free":
+        inner = transforms.averaged(inner, transforms.interpolated, config.frozen)
+    elif config.ema_decay:
+        inner = transforms.averaged(inner, transforms.ema(config.ema_decay), config.frozen)
+
+    def init(params: Any) -> Any:
+        check(config, params)
+        return inner.init(params)
+
+    return optax.GradientTransformation(init, inner.update)
 
 
-class ScheduleState(NamedTuple):
-    """Steps taken, and the learning rate of the last: optax's own keeps no record of it."""
-
-    step: jax.Array
-    learning_rate: jax.Array
-
-
-def scale_by_schedule(rate: optax.Schedule) -> optax.GradientTransformation:
-    """Multiplies updates by minus the learning rate of their step."""
-
-    def init(params: Any) -> ScheduleState:
-        del params
-        return ScheduleState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
-
-    def update(updates: Any, state: ScheduleState, params: Any = None) -> tuple[Any, ScheduleState]:
-        del params
-        learning_rate = jnp.asarray(rate(state.step), jnp.float32)
-        updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-        return updates, ScheduleState(state.step + 1, learning_rate)
-
-    return optax.GradientTransformation(init, update)
+def check(config: OptimizerConfig, params: Any) -> None:
+    """Refuses rules that do not fit parameters, which may be abstract: one without a rule, or a rule without one."""
+    paths.by_rule(config.decay_rules, params, "optimizer.decay_rules: ")
+    if config.rate_rules:
+        paths.by_rule(config.rate_rules, params, "optimizer.rate_rules: ")
+    paths.found(config.frozen, params, "optimizer.frozen: ")
 
 
-def decay_weights(rate: float, rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Adds `rate * factor * parameter` to each update, the factor being the one `rules` give."""
-
-    def update(updates: Any, params: Any) -> Any:
-        return jax.tree.map(
-            lambda u, p, factor: u + rate * factor * p, updates, params, by_rule(rules, params)
-        )
-
-    return optax.stateless(update)
+def check_model(config: OptimizerConfig, described: ModelConfig) -> None:
+    """`check` with the parameters of a model that is not built; the rules that come with it fit any."""
+    if (config.decay_rules, config.rate_rules, config.frozen) == (paths.DECAY, (), ()):
+        return
+    net = model.build(described, Runtime(scan=True))
+    check(config, jax.eval_shape(functools.partial(model.init, net), key=jax.random.key(0)))
 
 
-def by_rule(rules: Sequence[tuple[str, Any]], params: Any) -> Any:
-    """For each parameter the value of the first rule whose regex is found in its path.
-
-    Example: `by_rule([("bias$", 0), ("", 1)], {"a": {"bias": b, "weight": w}})` gives
-    `{"a": {"bias": 0, "weight": 1}}`.
-
-    Raises:
-        BadInput: when a parameter matches no rule, or a rule is first for no parameter.
-    """
-    used = set()
-
-    def value(path: Any, _: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, result in rules:
-            if re.search(pattern, name):
-                used.add(pattern)
-                return result
-        raise errors.BadInput(
-            f"parameter {name} matches no rule of {[pattern for pattern, _ in rules]}; add one"
-        )
-
-    values = jax.tree_util.tree_map_with_path(value, params)
-    for pattern, _ in rules:
-        if pattern not in used:
-            raise errors.BadInput(
-                f"rule {pattern!r} is first for no parameter; correct or remove it"
-            )
-    return values
+def _steps(config: OptimizerConfig, steps: int) -> Sequence[optax.GradientTransformation]:
+    """What the optimiser itself does to clipped gradients, one after the other."""
+    own = {name: getattr(config, name) for name in OPTIMIZERS[config.name]}
+    dtype = config.moments_dtype
+    decay = transforms.decay_weights(config.weight_decay, config.decay_rules)
+    rate = schedule(config, steps)
+    scale = transforms.scale_by_schedule(rate, config.rate_rules)
+    if config.name == "schedule_free":
+        return [transforms.schedule_free(rate, **own, after=optax.chain(decay, scale))]
+    makers = {
+        "adamw": lambda: optax.scale_by_adam(**own, mu_dtype=dtype),
+        "adafactor": transforms.adafactor,
+        "lion": lambda: optax.scale_by_lion(**own, mu_dtype=dtype),
+        "muon": lambda: transforms.muon(**own, dtype=dtype),
+        "sgd": lambda: transforms.sgd(**own, dtype=dtype),
+    }
+    return [makers[config.name](), decay, scale]

@@ -303,6 +303,7 @@ def _check(recipe: Recipe) -> None:
             f"config.data.length={recipe.data.length}"
         )
     optimizer.schedule(recipe.optimizer, recipe.train.steps)
+    optimizer.check_model(recipe.optimizer, provisional)
 
 
 def _flat(groups: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ optimiser and a mesh.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 import model
 from model import errors, heads, sharding
-from train import losses
+from train import losses, paths, transforms
 
 Batch = Mapping[str, jax.Array]
 LossFunction = Callable[[Any, Batch, jax.Array], losses.Sums]
@@ -37,16 +37,23 @@ class TrainState(struct.PyTreeNode):
     params: Any
     opt_state: Any
 
+    @property
+    def weights(self) -> Any:
+        """What is evaluated, sampled from and loaded: the optimiser's average of the parameters, if it keeps one."""
+        return transforms.used(self.params, self.opt_state)
+
 
 def abstract_state(
     net: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, types and shardings of a state: what a checkpoint is restored into."""
-    boxed = jax.eval_shape(functools.partial(_fresh, net, optimizer), jax.random.key(0))
+    key = jax.random.key(0)
+    boxed = jax.eval_shape(functools.partial(model.init_boxed, net), key=key)
+    plain = jax.eval_shape(functools.partial(_fresh, net, optimizer), key)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        nn.meta.unbox(boxed),
-        sharding.of_tree(boxed, mesh),
+        plain,
+        sharding.of_tree(_boxed_alike(plain, boxed), mesh),
     )
 
 
@@ -55,7 +62,7 @@ def init_state(
 ) -> TrainState:
     """A fresh state, each part made on the devices it belongs to; no mesh changes its values."""
     fresh = jax.jit(
-        lambda key: nn.meta.unbox(_fresh(net, optimizer, key)),
+        functools.partial(_fresh, net, optimizer),
         out_shardings=shardings(abstract_state(net, optimizer, mesh)),
     )
     return fresh(key)
@@ -108,6 +115,7 @@ def train_step(
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
+    frozen: Sequence[str] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update by the gradient of the mean loss over all weighted targets of the batch.
 
@@ -118,9 +126,14 @@ def train_step(
         loss_fn: `(params, batch, key)` to sums over the weighted targets.
         optimizer: turns the gradient into updates.
         accumulate: in how many micro-batches the gradient is computed.
+        frozen: regexes of parameters without a gradient; the optimiser leaves the same alone.
     """
     key = jax.random.fold_in(key, state.step)
-    means, grads = loss_and_gradient(loss_fn, state.params, batch, key, accumulate)
+
+    def loss_of(params: Any, batch: Batch, key: jax.Array) -> losses.Sums:
+        return loss_fn(paths.stopped(frozen, params), batch, key)
+
+    means, grads = loss_and_gradient(loss_of, state.params, batch, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -188,6 +201,7 @@ def make_train_step(
     mesh: Mesh,
     state_shardings: TrainState,
     accumulate: int = 1,
+    frozen: Sequence[str] = (),
     loss: losses.LossConfig = losses.LossConfig(),  # noqa: B008  frozen
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch, key) -> (state, metrics)`, compiled once; it consumes the state.
@@ -200,6 +214,7 @@ def make_train_step(
         loss_fn=functools.partial(next_token_loss, net, loss),
         optimizer=optimizer,
         accumulate=accumulate,
+        frozen=frozen,
     )
     jitted = jax.jit(
         step,
@@ -211,8 +226,29 @@ def make_train_step(
 
 
 def _fresh(net: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A state whose parameters, and their moments, are boxed with their logical axis names."""
-    params = model.init_boxed(net, key=key)
+    params = model.init(net, key=key)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
     )
+
+
+def _boxed_alike(state: TrainState, boxed: Any) -> TrainState:
+    """The state, with each leaf boxed as the parameter is that it belongs to: its path's end and its shape say which.
+
+    What has neither, such as a count or the factors of a matrix, is small and stays as it is.
+    """
+
+    def is_box(node: Any) -> bool:
+        return isinstance(node, nn.meta.AxisMetadata)
+
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
+    boxes = {jax.tree_util.keystr(path): box for path, box in leaves}
+
+    def alike(path: Any, leaf: Any) -> Any:
+        ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
+        box: Any = next((boxes[end] for end in ends if end in boxes), None)
+        if not is_box(box) or nn.meta.unbox(box).shape != leaf.shape:
+            return leaf
+        return box.replace_boxed(leaf)
+
+    return jax.tree_util.tree_map_with_path(alike, state)
