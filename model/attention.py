@@ -3,17 +3,21 @@
 Masks are boolean, true where a query may look, and broadcast to [B, 1, T, S]; combine them with `&`.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from model import cache, layers, positions
 from model.config import ModelConfig, Runtime, Scores
 
+BLOCK = 128
 
-class Sight(NamedTuple):
+
+class Sight(struct.PyTreeNode):
     """Where the tokens of a stack stand and what they may see; a batch of 1 serves all rows.
 
     Attributes:
@@ -23,6 +27,7 @@ class Sight(NamedTuple):
         real_BT: true at real tokens, or None: all are.
         source: what cross-attention may see of the source, bool [B, 1, T, S], or None.
         prefix_B: int32, how many first tokens see each other both ways, or None: none do.
+        causal: whether it is known that no token sees one that stands behind it in its row.
     """
 
     positions_BT: jax.Array
@@ -32,6 +37,7 @@ class Sight(NamedTuple):
     real_BT: jax.Array | None = None
     source: jax.Array | None = None
     prefix_B: jax.Array | None = None
+    causal: bool = struct.field(pytree_node=False, default=False)
 
 
 def look(
@@ -64,7 +70,10 @@ def look(
         sees = sees & real(mask_BT)
     if segments_BT is not None:
         sees = sees & same_segment(segments_BT, segments_BT)
-    return Sight(positions_BT, positions_BT, sees, real_BT=mask_BT, prefix_B=prefix_B)
+    ahead = not causal or prefix_B is not None
+    return Sight(
+        positions_BT, positions_BT, sees, real_BT=mask_BT, prefix_B=prefix_B, causal=not ahead
+    )
 
 
 def look_back(
@@ -104,7 +113,7 @@ def within(sight: Sight, window: int | jax.Array) -> Sight:
     Example: with window 2 the last of three tokens sees `[0, 1, 1]`.
     """
     near = sight.positions_BT[:, :, None] - sight.keys_BS[:, None, :] < window
-    return sight._replace(sees=sight.sees & near[:, None])
+    return sight.replace(sees=sight.sees & near[:, None])
 
 
 def real(mask_BS: jax.Array) -> jax.Array:
@@ -121,7 +130,12 @@ def same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
 
 
 def probabilities(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, sight: Sight, scale: float, cap: float
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    sees: jax.Array,
+    bias: jax.Array | None,
+    scale: float,
+    cap: float,
 ) -> jax.Array:
     """The attention map [B, N, T, S] in float32; a row with nothing to see is zero."""
     batch, length, heads, size = q_BTNH.shape
@@ -131,9 +145,9 @@ def probabilities(
         "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
     scores_BNTS = soft_cap(scores_BKGTS.reshape(batch, heads, length, -1) * scale, cap)
-    if sight.bias is not None:
-        scores_BNTS = scores_BNTS + sight.bias
-    return jax.nn.softmax(scores_BNTS, axis=-1, where=sight.sees)
+    if bias is not None:
+        scores_BNTS = scores_BNTS + bias
+    return jax.nn.softmax(scores_BNTS, axis=-1, where=sees)
 
 
 def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
@@ -142,14 +156,64 @@ def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, sight: Sight, scale: float, cap: float
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    sight: Sight,
+    scale: float,
+    cap: float,
+    kind: str = "xla",
 ) -> jax.Array:
-    """Values averaged by the attention map, [B, T, N, H]."""
+    """Values averaged by the attention map, [B, T, N, H].
+
+    Args:
+        kind: of `config.CHOICES["attention"]`, the way it is computed.
+    """
+    length = q_BTNH.shape[1]
+    if kind == "auto":
+        kind = "blocks" if sight.causal and length > 2 * BLOCK else "xla"
+    if kind != "blocks":
+        return _attend(kind, scale, cap, q_BTNH, k_BSKH, v_BSKH, sight.sees, sight.bias)
+    part = jax.checkpoint(functools.partial(_attend, "xla", scale, cap))
+    parts = []
+    for start in range(0, length, BLOCK):
+        rows = slice(start, start + BLOCK)
+        seen = slice(start + BLOCK if sight.causal else None)
+        sees, bias = (_cut(x, rows, seen) for x in (sight.sees, sight.bias))
+        parts.append(part(q_BTNH[:, rows], k_BSKH[:, seen], v_BSKH[:, seen], sees, bias))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _cut(x_BNTS: jax.Array | None, rows: slice, seen: slice) -> jax.Array | None:
+    """Some queries and some keys of a mask or a bias, of which either may be one for all."""
+    if x_BNTS is None:
+        return None
+    every, (length, slots) = slice(None), x_BNTS.shape[2:]
+    return x_BNTS[:, :, rows if length > 1 else every, seen if slots > 1 else every]
+
+
+def _attend(
+    kind: str,
+    scale: float,
+    cap: float,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    sees: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """`attend` at once."""
     if not cap:
         return jax.nn.dot_product_attention(
-            q_BTNH, k_BSKH, v_BSKH, bias=sight.bias, mask=sight.sees, scale=scale
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            bias=bias,
+            mask=sees,
+            scale=scale,
+            implementation=cast(Any, kind),
         )
-    map_BNTS = probabilities(q_BTNH, k_BSKH, sight, scale, cap).astype(v_BSKH.dtype)
+    map_BNTS = probabilities(q_BTNH, k_BSKH, sees, bias, scale, cap).astype(v_BSKH.dtype)
     batch, _, length, slots = map_BNTS.shape
     map_BKGTS = map_BNTS.reshape(batch, v_BSKH.shape[2], -1, length, slots)
     y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", map_BKGTS, v_BSKH)
@@ -213,7 +277,7 @@ class Attention(nn.Module):
         if c.position == "rope" and not cross:
             q_BTNH = positions.rotate(q_BTNH, sight.positions_BT, c.rope)
         if sight.source is not None:
-            sight = sight._replace(sees=sight.source, bias=None)
+            sight = sight.replace(sees=sight.source, bias=None, causal=False)
         if cross and past is not None:
             k, v = past
         else:
@@ -229,7 +293,8 @@ class Attention(nn.Module):
                 keys_BKSH, values_BKSH, lengths_B = past
                 k = cache.append(keys_BKSH, k_BSKH, lengths_B)
                 v = cache.append(values_BKSH, v_BSKH, lengths_B)
-        y_BTNH = (attend if past is None else attend_slots)(
+        whole = functools.partial(attend, kind=self.runtime.attention)
+        y_BTNH = (whole if past is None else attend_slots)(
             q_BTNH, k.astype(q_BTNH.dtype), v.astype(q_BTNH.dtype), sight, scale, c.scores.cap
         )
         y_BTD = layers.Dense(
@@ -241,5 +306,5 @@ class Attention(nn.Module):
             **{**dense, "bias": c.bias not in ("none", "qkv")},
         )(y_BTNH)
         k_BSKH = k if past is None else k.swapaxes(1, 2)
-        seen = probabilities(q_BTNH, k_BSKH, sight, scale, c.scores.cap)
+        seen = probabilities(q_BTNH, k_BSKH, sight.sees, sight.bias, scale, c.scores.cap)
         return y_BTD, {"attention": seen, "keys": k, "values": v}

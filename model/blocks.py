@@ -56,7 +56,7 @@ class Block(nn.Module):
 
         self_attention = attention.Attention(c, run, name="attention")
         h_BTD, aux = branch(
-            "attention", x_BTD, self_attention, sight._replace(source=None), None, past
+            "attention", x_BTD, self_attention, sight.replace(source=None), None, past
         )
         before_BTD, x_BTD = x_BTD, add("attention", x_BTD, h_BTD)
         if sight.source is not None:
@@ -127,10 +127,10 @@ class Stack(nn.Module):
         where = sight.positions_BT, sight.keys_BS
         if c.position == "alibi":
             behind = self.causal and sight.prefix_B is None
-            return sight._replace(bias=positions.alibi(c.heads, *where, behind))
+            return sight.replace(bias=positions.alibi(c.heads, *where, behind))
         if c.position == "relative":
             bias = positions.RelativeBias(c, self.causal, name="relative")(*where)
-            return sight._replace(bias=bias)
+            return sight.replace(bias=bias)
         return sight
 
     def _windows(self) -> list[int]:

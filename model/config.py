@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head.activation": ("tanh", "relu"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
+    "attention": ("auto", "xla", "blocks", "cudnn"),
 }
 
 
@@ -322,6 +323,9 @@ class Runtime:
             Otherwise one entry per layer. `blocks.stack_layers` and `blocks.unstack_layers` convert.
         unroll: with `scan`, how many layers each turn of the compiled loop holds; `layers` removes the loop.
         remat: what the backward pass computes again: `none`, all but matrix products (`dots`), everything (`full`).
+        attention: how rows without a cache attend: `xla` at once; `blocks` of 128 queries, each to the keys it can see,
+            whose maps the backward pass computes again, so that none is stored; `cudnn`, the fused kernel of NVIDIA
+            GPUs, in bfloat16; `auto` takes blocks for causal rows of more than 256 tokens, and `xla` otherwise.
     """
 
     dtype: str = "float32"
@@ -329,12 +333,18 @@ class Runtime:
     scan: bool = False
     unroll: int = 1
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         _check_choices(self, "runtime")
         if not 0.0 <= self.dropout < 1.0:
             raise errors.BadInput(
                 f"runtime.dropout is {self.dropout}; it must be at least 0 and below 1"
+            )
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise errors.BadInput(
+                f"runtime.attention is 'cudnn', which computes in bfloat16, and runtime.dtype is {self.dtype!r}; "
+                "change one of them"
             )
         if self.unroll < 1:
             raise errors.BadInput(f"runtime.unroll is {self.unroll}; it must be at least 1")

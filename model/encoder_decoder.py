@@ -67,7 +67,7 @@ class EncoderDecoder(nn.Module):
         if source_segments is not None and target_segments is not None:
             source = source & attention.same_segment(target_segments, source_segments)
         x_BTD, aux = self.decoder(
-            self.embedding(target_BT), sight._replace(source=source), memory_BSD, None, train
+            self.embedding(target_BT), sight.replace(source=source), memory_BSD, None, train
         )
         return x_BTD, {**aux, **{f"encoder_{name}": value for name, value in read.items()}}
 
@@ -119,7 +119,7 @@ class EncoderDecoder(nn.Module):
         """More tokens of a target; the source is what the cache holds unless `memory_BSD` is given."""
         length, slots = tokens_BT.shape[1], cache.slots
         self.config.check_length(length)
-        sight = attention.look_back(cache.lengths_B, length, slots, mask)._replace(source=source)
+        sight = attention.look_back(cache.lengths_B, length, slots, mask).replace(source=source)
         past = cache if memory_BSD is None else cache.replace(source=None)
         x_BTD, aux = self.decoder(self.embedding(tokens_BT), sight, memory_BSD, past)
         return x_BTD, cache.after(aux, length, mask)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import model
-from model import attention, cache, layers
+from model import attention, cache, errors, layers
 from model.config import Head, ModelConfig, Runtime, Scores
 from tests import variants
 
@@ -225,3 +225,53 @@ def test_a_cache_reorders_rows_and_rolls_back_lengths(name):
     assert swapped.lengths_B.tolist() == [2, 2]
     assert (swapped.keys[0] == 7.0).all()
     assert cache.roll_back(memory, jnp.array([3, 3])).lengths_B.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "bert", "t5"])
+def test_blocks_of_queries_give_the_logits_and_gradients_of_all_at_once(name, monkeypatch):
+    """Of packed documents behind padding: grouped heads, caps and windows, ALiBi, both ways, and across."""
+    monkeypatch.setattr(attention, "BLOCK", 5)
+    segments_BT = jnp.array([[1] * 6 + [2] * 9 + [0] * 2, [1] * 17], jnp.int32)
+    inputs = (variants.tokens(),) * (2 if name == "t5" else 1)
+    looks = {} if name == "t5" else {"segments": segments_BT, "mask": segments_BT > 0}
+
+    def measured(kind):
+        net = model.build(variants.CONFIGS[name], Runtime(attention=kind))
+
+        def loss(params):
+            logits_BTV, _ = net.apply({"params": params}, *inputs, **looks)
+            return jnp.square(logits_BTV).mean(), logits_BTV
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variants.params(name))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max() + 1e-3)),
+        measured("blocks"),
+        measured("xla"),
+    )
+
+
+def test_blocks_store_no_map_and_skip_what_nobody_sees():
+    """Of a causal row of 8 blocks no [T, T] array is made, but for the mask that is given."""
+    rows, length = 2, 8 * attention.BLOCK
+    sight = attention.look(length, causal=True)
+    q_BTNH = jnp.ones((rows, length, 1, 8))
+
+    def compiled(kind):
+        def total(q_BTNH):
+            return attention.attend(q_BTNH, q_BTNH, q_BTNH, sight, 1.0, 0.0, kind).sum()
+
+        return jax.jit(jax.grad(total)).lower(q_BTNH).compile(variants.FAST)
+
+    blocks, whole = compiled("blocks"), compiled("xla")
+    temp = [program.memory_analysis().temp_size_in_bytes for program in (blocks, whole)]
+    assert temp[0] < 0.5 * temp[1]
+    assert f"{length},{length}]" not in blocks.as_text()
+
+
+def test_cudnn_needs_bfloat16():
+    message = (
+        "runtime.attention is 'cudnn', which computes in bfloat16, and runtime.dtype is 'float32'"
+    )
+    with pytest.raises(errors.BadInput, match=message):
+        Runtime(attention="cudnn")

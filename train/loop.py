@@ -55,6 +55,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         # The text, and the tokens it is made of.
         mesh = sharding.make_mesh(asked.runtime.mesh)
         _check_batch(asked, mesh)
+        _check_platform(asked)
         corpus = asked.data.corpus()
         words = _tokenizer(asked, corpus, directory, progress)
         config = asked.model_config(words.vocab_size)
@@ -227,6 +228,15 @@ def _check_batch(asked: Recipe, mesh: Mesh) -> None:
         (rows // parts, asked.data.length),
         where,
     )
+
+
+def _check_platform(asked: Recipe) -> None:
+    """Refuses kernels that these devices do not have."""
+    kind, platform = asked.runtime.attention, jax.default_backend()
+    if kind == "cudnn" and platform != "gpu":
+        raise errors.BadInput(
+            f"config.runtime.attention is 'cudnn', which needs NVIDIA GPUs, and this is a {platform}; set it to auto"
+        )
 
 
 def _tokenizer(

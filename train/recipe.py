@@ -24,7 +24,7 @@ from train.optimizer import OptimizerConfig
 # where and in which order the same sums are computed; any other key makes another model of the same name.
 CHANGEABLE = (
     r"^train\.(log_every|eval_every|sample_every|save_every|keep)$",
-    r"^runtime\.(mesh|unroll|remat)(\.|$)",
+    r"^runtime\.(mesh|unroll|remat|attention)(\.|$)",
     r"^loss\.chunk$",
     r"^decode(\.|$)",
 )
