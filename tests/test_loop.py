@@ -106,7 +106,7 @@ def test_a_run_loads_as_the_model_that_the_summary_names(finished):
 
 
 def test_a_run_measures_samples_and_loads_the_average_of_its_weights_if_it_keeps_one(
-    source, tmp_path, monkeypatch
+    source, tmp_path, monkeypatch, capsys
 ):
     seen = []
 
@@ -120,7 +120,8 @@ def test_a_run_measures_samples_and_loads_the_average_of_its_weights_if_it_keeps
     train = {"save_every": 0, "steps": 2}
     prompts = {"prompts": ["the moon"]}
     run(config(source, optimizer=wanted, train=train, decode=prompts), tmp_path)
-    assert seen == [model.load(tmp_path).digest] * 2
+    assert seen == [digest := model.load(tmp_path).digest] * 2
+    assert f"weights {digest}" in capsys.readouterr().out
     leaves = json.loads((tmp_path / "checkpoints" / "2" / "meta" / "metadata").read_text())[
         "leaves"
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from model import errors
 from model.config import ModelConfig
-from train import optimizer, step
+from train import losses, optimizer, step
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -201,7 +201,8 @@ def test_rules_multiply_the_learning_rate_and_the_decay_of_their_parameters():
 def distance(params, batch, key):
     del key
     total = sum(jnp.square(leaf + batch["x"].mean()).sum() for leaf in jax.tree.leaves(params))
-    return total * jnp.ones_like(batch["weights"])
+    total *= batch["weights"].sum()
+    return losses.Sums(total, total)
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_state_and_no_share_of_the_norm():

@@ -141,7 +141,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         progress.stop()
         if last:
             programs = train_step.__wrapped__._cache_size()  # type: ignore[attr-defined]
-            progress.say(account.summary(state.params, programs))
+            progress.say(account.summary(state.weights, programs))
         if stop:
             if not last:
                 progress.say(
