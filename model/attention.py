@@ -171,7 +171,7 @@ def attend(
     """
     length = q_BTNH.shape[1]
     if kind == "auto":
-        kind = "blocks" if sight.causal and length > 2 * BLOCK else "xla"
+        kind = "blocks" if sight.causal and length > BLOCK else "xla"
     if kind != "blocks":
         return _attend(kind, scale, cap, q_BTNH, k_BSKH, v_BSKH, sight.sees, sight.bias)
     part = jax.checkpoint(functools.partial(_attend, "xla", scale, cap))
