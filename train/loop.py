@@ -25,7 +25,7 @@ import model
 from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
-from train import data, evaluate, log, meter, optimizer, recipe, step
+from train import data, evaluate, flight, log, meter, optimizer, recipe, step
 from train.corpus import Corpus
 from train.meter import Meter
 from train.recipe import Recipe
@@ -84,7 +84,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
 
         # The model, new or as it was left.
         net = model.build(config, asked.runtime.runtime)
-        transform = optimizer.build(asked.optimizer, train.steps)
+        transform = flight.guard(optimizer.build(asked.optimizer, train.steps), train.spike)
         key = jax.random.key(asked.seed)
         abstract = step.abstract_state(net, transform, mesh)
         if first:
@@ -103,7 +103,9 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
 
         # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
         record = stack.enter_context(contextlib.closing(log.Record(directory, first)))
-        account = Meter(asked, config, record, progress, before, lambda n: batches[n - 1])
+        account = Meter(
+            asked, config, record, progress, before, lambda n: batches[n - 1], train_key
+        )
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         stack.callback(progress.stop)
         progress.start(first)

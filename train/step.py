@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 import model
 from model import errors, sharding
-from train import losses
+from train import flight, losses
 
 Batch = Mapping[str, jax.Array]
 LossFunction = Callable[[Any, Batch, jax.Array], jax.Array]
@@ -113,14 +113,17 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
     loss, grads = loss_and_gradient(loss_fn, state.params, batch, key, accumulate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
         "learning_rate": optax.tree.get(opt_state, "learning_rate", default=jnp.nan),
+        "limit": optax.tree.get(opt_state, "limit", default=jnp.inf),
         "tokens": jnp.count_nonzero(batch["weights"]),
+        "norms": {"parameters": flight.norms(state.params), "gradients": flight.norms(grads)},
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
