@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self, cast
@@ -139,9 +140,10 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
             progress.say(account.summary(state.params, programs))
         if stop:
             if not last:
+                seconds = time.perf_counter() - interrupt.received
                 progress.say(
-                    f"{signal.Signals(stop).name}: stopped after step {number} of {train.steps}, which is saved; "
-                    "run the same command again to go on"
+                    f"{signal.Signals(stop).name}: stopped after step {number} of {train.steps}, saved in "
+                    f"{seconds:.1f} s; run the same command again to go on"
                 )
             raise SystemExit(128 + stop)
 
@@ -155,6 +157,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.patient = False
         self.signum: int | None = None
+        self.received = 0.0
         self._usual: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -172,7 +175,7 @@ class Interrupt:
             os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        self.signum = signum
+        self.signum, self.received = signum, time.perf_counter()
         start = b"\n" if os.isatty(2) else b""  # below the bar, or the ^C
         if self.patient:
             os.write(
