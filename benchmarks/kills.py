@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             tell(cell, outcome, whole)
             fell, resumes = fell + len(outcome.kills), resumes + len(outcome.resumed)
             differ += bool(outcome.differences)
-        missed = controls(cells[0], source, pathlib.Path(home), random.Random(FLAGS.seed))
+        missed = controls(kills.CELLS[0], source, pathlib.Path(home), random.Random(FLAGS.seed))
     minutes = (time.monotonic() - began) / 60
     print(f"\n{fell} kills, {resumes} resumes, differences: {differ}; {minutes:.0f} minutes")
     few = not FLAGS.cell and fell < LEAST
