@@ -17,7 +17,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle parity invariance goodness format bench clean
+.PHONY: help quickstart test lint types unit oracle parity invariance goodness kills format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -65,6 +65,9 @@ invariance: $(READY) ## what may change around a request without changing its co
 
 goodness: $(READY) ## whether draws are samples of what settings define, for docs/results.md; some minutes
 	$(RUN) benchmarks/goodness.py
+
+kills: $(READY) ## trainings killed at random moments, against trainings left in peace, for docs/results.md; some minutes
+	$(RUN) benchmarks/kills.py
 
 bench: $(PEERS) ## training and decoding, side by side with their peers; for docs/results.md
 	$(RUN) benchmarks/train_step.py

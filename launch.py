@@ -1,7 +1,7 @@
 """The command line: `python launch.py VERB [--config=FILE] [--config.group.key=value ...] [--flag=value ...]`.
 
 A table of contents: each verb reads its flags and calls one function. Exit codes: 0 done; 1 a replay
-that differs; 2 bad input, told in one line on standard error; 128 + the signal when interrupted.
+that differs, or a check that fails; 2 bad input, told in one line on standard error; 128 + the signal when interrupted.
 """
 
 # ruff: noqa: E402  the signal goes first
@@ -70,6 +70,7 @@ _READS: dict[str, tuple[str, ...]] = {
     "import": ("from", "workdir"),
     "export": ("from", "workdir"),
     "plan": ("config",),
+    "check": ("config",),
 }
 
 
@@ -193,6 +194,18 @@ def plan_verb(overrides: Sequence[str]) -> int:
     return plan.run(_config(overrides))
 
 
+def check_verb(overrides: Sequence[str]) -> int:
+    """test a config's own model, text and optimiser for what goes wrong silently"""
+    from model import errors
+    from train import check
+
+    if _CONFIG.value is None:
+        raise errors.BadInput(
+            "check needs a recipe; add --config=configs/quickstart.py, or your own"
+        )
+    return check.run(_recipe(overrides))
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_verb,
     "decode": decode_verb,
@@ -203,6 +216,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "import": import_verb,
     "export": export_verb,
     "plan": plan_verb,
+    "check": check_verb,
 }
 
 

@@ -72,12 +72,14 @@ def config(source: pathlib.Path, **groups) -> dict:
     return whole
 
 
-def start(config: dict, workdir: pathlib.Path, before: str = "") -> subprocess.Popen:
-    """The process, on one device."""
+def start(
+    config: dict, workdir: pathlib.Path, before: str = "", devices: int = 1
+) -> subprocess.Popen:
+    """The process, on simulated devices; `before` is executed first."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(config), str(workdir), before],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

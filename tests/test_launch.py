@@ -167,6 +167,15 @@ def test_a_recurrent_model_trains_and_decodes_through_the_same_verbs(run, tmp_pa
     assert [len(completion["tokens"]) for completion in said] == [5, 5, 5, 5]
 
 
+def test_check_tests_the_model_of_a_config(run):
+    _, config = run
+    done = launch("check", f"--config={config}")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["ok"] * 8
+    assert lines[-1].startswith("none of 8 checks failed; ")
+
+
 def test_plan_prints_what_a_published_model_would_cost():
     done = launch("plan", f"--config={ROOT}/configs/preset.py:bloom-176b")
     assert done.returncode == 0, done.stderr
@@ -178,6 +187,7 @@ def test_plan_prints_what_a_published_model_would_cost():
     [
         (["trian"], "there is no verb 'trian' (did you mean 'train'?)"),
         (["train"], "train needs a recipe; add --config=configs/quickstart.py"),
+        (["check"], "check needs a recipe; add --config=configs/quickstart.py"),
         (["plan"], "plan needs a config; add --config=configs/preset.py:gpt2-124m"),
         (["import", "--from={run}", "--workdir={run}"], "is a run, which needs no import"),
         (["train", "--config={config}"], "this verb needs a directory; add --workdir=runs/NAME"),

@@ -1,9 +1,12 @@
-"""Are rates those of the steps alone, and is a loss that is not finite found one step late and never saved?"""
+"""Are rates those of the steps alone, and is a bad step told one step late, with all that was known of it?"""
 
+import hashlib
 import io
 import json
 import math
+import re
 
+import jax
 import numpy as np
 import pytest
 import running
@@ -13,6 +16,8 @@ from model import errors
 from model.config import ModelConfig
 from train import flops, log, meter, recipe
 
+ROWS = [[2, 3, 5], [7, 11, 13]]
+ROOTS = np.array([2, np.inf], np.float32)
 CONFIG = ModelConfig(vocab_size=307, context_length=31, layers=2, width=16, heads=2)
 
 
@@ -25,22 +30,30 @@ def clock(monkeypatch):
     return now
 
 
-def make(directory, clock, before=None, log_every=2):
+def make(directory, clock, before=None, log_every=2, **train):
     """A meter of 61 steps, and what it shows."""
-    asked = recipe.from_config(running.config(directory, train={"log_every": log_every}))
+    asked = recipe.from_config(running.config(directory, train={"log_every": log_every, **train}))
     out = io.StringIO()
     progress = log.Progress(61, consoles.Console(file=out, highlight=False))
     record = log.Record(directory, 0)
-    batch = {"tokens": np.array([[2, 3, 5], [7, 11, 13]], np.int32)}
-    return meter.Meter(asked, CONFIG, record, progress, before or {}, lambda step: batch), out
+    batch = {"tokens": np.array(ROWS, np.int32)}
+    (directory / "config.json").write_text("{}\n")
+    key = jax.random.key(17)
+    return meter.Meter(asked, CONFIG, record, progress, before or {}, lambda n: batch, key), out
 
 
-def values(loss=3.25, grad_norm=0.5, tokens=174):
+def values(loss=3.25, grad_norm=0.5, tokens=174, limit=math.inf):
     return {
         "loss": np.float32(loss),
         "grad_norm": np.float32(grad_norm),
+        "limit": np.float32(limit),
         "tokens": np.int32(tokens),
+        "norms": {"parameters": {"w": np.float32(3)}, "gradients": {"layers": {"w": ROOTS}}},
     }
+
+
+def ledger(directory):
+    return [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
 
 
 def test_rates_are_taken_between_lines_without_compiling_and_pauses(tmp_path, clock):
@@ -85,34 +98,95 @@ def test_the_peak_that_all_rates_are_compared_with_is_the_one_found_at_the_start
 
 
 def test_counts_go_on_from_what_a_checkpoint_holds(tmp_path, clock):
-    account, _ = make(tmp_path, clock, {"tokens": 1000, "losses": {"train": 4.5, "valid": 4.75}})
+    before = {"tokens": 1000, "losses": {"train": 4.5, "valid": 4.75}}
+    before |= {"skipped": [5], "history": [[7, "4.5", "1.5"]]}
+    account, _ = make(tmp_path, clock, before)
     clock[0] += 1
     account.step(8, values(tokens=7))
     with account.pause():
         pass
-    assert account.meta() == {"tokens": 1007, "losses": {"train": 3.25, "valid": 4.75}}
+    assert account.meta() == {
+        "tokens": 1007,
+        "losses": {"train": 3.25, "valid": 4.75},
+        "skipped": [5],
+        "history": [[7, "4.5", "1.5"], [8, "3.25", "0.5"]],
+    }
 
 
 @pytest.mark.parametrize(
-    ("loss", "norm"), [(math.nan, 1), (math.inf, 1), (3.5, math.nan), (3.5, math.inf)]
+    ("loss", "norm", "limit", "said"),
+    [
+        (math.nan, 1, math.inf, "loss nan and gradient norm 1.0"),
+        (math.inf, 1, math.inf, "loss inf and gradient norm 1.0"),
+        (3.5, math.nan, math.inf, "loss 3.5 and gradient norm nan"),
+        (3.5, math.inf, math.inf, "loss 3.5 and gradient norm inf"),
+        (3.5, 1, 3.25, "loss 3.5 and gradient norm 1.0; spikes begin at 3.25"),
+    ],
 )
-def test_a_step_that_is_not_finite_is_named_when_the_next_one_is_handed_in(
-    tmp_path, clock, loss, norm
+def test_a_bad_step_is_named_when_the_next_one_is_handed_in(
+    tmp_path, clock, loss, norm, limit, said
 ):
     account, _ = make(tmp_path, clock, log_every=1)
-    account.step(6, values())
+    account.step(6, values(limit=3.25))
     clock[0] += 1
-    account.step(7, values(loss, norm))
+    account.step(7, values(loss, norm, limit=limit))
     clock[0] += 1
-    with pytest.raises(
-        errors.BadInput,
-        match=rf"^step 7 has loss {loss} and gradient norm {float(norm)} on the rows in",
-    ):
+    message = (
+        f"step 7 has {said}; {tmp_path / 'flight.json'} has its rows and norms; the last checkpoint is kept; go on "
+        "without such batches by --config.train.on_bad_step=skip, or lower optimizer.learning_rate in another --workdir"
+    )
+    with pytest.raises(errors.BadInput, match=f"^{re.escape(message)}$"):
         account.step(8, values())
     assert [line["step"] for line in running.metrics(tmp_path)] == [6]
-    found = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert found["step"] == 7
-    assert [row["tokens"] for row in found["rows"]] == [[2, 3, 5], [7, 11, 13]]
+    found = json.loads((tmp_path / "flight.json").read_text())
+    digests = [hashlib.sha256(np.array(row, "<i4")).hexdigest() for row in ROWS]
+    assert found == {
+        "step": 7,
+        "metrics": {
+            "loss": repr(float(loss)),
+            "grad_norm": repr(float(norm)),
+            "limit": repr(float(limit)),
+            "tokens": "174",
+        },
+        "history": [[6, "3.25", "0.5"], [7, repr(float(loss)), repr(float(norm))]],
+        "norms": {"parameters": {"w": "3.0"}, "gradients": {"layers/w": ["2.0", "inf"]}},
+        "key": jax.random.key_data(jax.random.fold_in(jax.random.key(17), 6)).tolist(),
+        "config": hashlib.sha256(b"{}\n").hexdigest(),
+        "rows": [{"sha256": d, "tokens": row} for d, row in zip(digests, ROWS, strict=True)],
+    }
+    assert ledger(tmp_path) == [
+        {
+            "step": 7,
+            "event": "stopped",
+            "loss": repr(float(loss)),
+            "grad_norm": repr(float(norm)),
+            "limit": repr(float(limit)),
+            "rows": digests,
+        }
+    ]
+
+
+def test_a_skipped_step_counts_for_nothing_and_ten_in_a_row_end_the_run(tmp_path, clock):
+    account, out = make(tmp_path, clock, log_every=1, on_bad_step="skip")
+    for number in range(1, 12):
+        clock[0] += 1
+        account.step(number, values(math.nan if number != 2 else 3.25))
+    clock[0] += 1
+    account.step(12, values(math.nan))
+    assert (
+        "step 3 has loss nan and gradient norm 0.5: skipped, as ledger.jsonl says\n"
+        in out.getvalue()
+    )
+    assert [(line["step"], line["tokens"]) for line in running.metrics(tmp_path)] == [(2, 174)]
+    assert account.meta()["skipped"] == [1, *range(3, 12)]
+    with pytest.raises(
+        errors.BadInput,
+        match="^step 12 has loss nan and gradient norm 0.5, the last of 10 bad steps in a row; .*flight.json has its "
+        "rows and norms; the last checkpoint is kept; lower optimizer.learning_rate in another --workdir$",
+    ):
+        account.step(13, values())
+    steps = [(line["step"], line["event"]) for line in ledger(tmp_path)]
+    assert steps == [(step, "skipped") for step in (1, *range(3, 13))]
 
 
 def test_a_held_out_loss_that_is_not_finite_ends_the_run(tmp_path, clock):

@@ -9,6 +9,7 @@ import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import console as consoles
 from rich import progress as bars
@@ -22,7 +23,7 @@ SILENCE = 10  # seconds after which plain output says that work goes on
 
 
 class Record:
-    """The run's `metrics.jsonl`, `tensorboard/` and `samples.md`.
+    """The run's `metrics.jsonl`, `ledger.jsonl`, `tensorboard/` and `samples.md`.
 
     A line of `metrics.jsonl` is `{"step": 20, "split": "train", "loss": ..., "time": {...}}`. Of two runs that compute
     the same, all is equal except what stands under `time`. What is not finite is written as null.
@@ -32,7 +33,8 @@ class Record:
         """Opens the files and forgets what they hold beyond `step`, the one that the run goes on from."""
         self.directory = directory
         try:
-            forget(directory / "metrics.jsonl", step, _step_of_metrics)
+            for name in ("metrics.jsonl", "ledger.jsonl"):
+                forget(directory / name, step, _step_of_metrics)
             forget(directory / "samples.md", step, _step_of_samples)
             self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
             self._samples = (directory / "samples.md").open("a", encoding="utf-8")
@@ -83,6 +85,17 @@ class Record:
         try:
             self._samples.write("\n".join(lines) + "\n")
             self._samples.flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
+        """Appends to `ledger.jsonl` what happened at a step, and returns when it is on disk."""
+        line = {"step": step, "event": event, **values}
+        try:
+            with (self.directory / "ledger.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise self._unwritten(error) from error
 

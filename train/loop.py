@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self, cast
@@ -25,7 +26,7 @@ import model
 from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
-from train import data, evaluate, log, meter, optimizer, recipe, step
+from train import data, evaluate, flight, log, meter, optimizer, recipe, step
 from train.corpus import Corpus
 from train.meter import Meter
 from train.recipe import Recipe
@@ -85,7 +86,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
 
         # The model, new or as it was left.
         net = model.build(config, asked.runtime.runtime)
-        transform = optimizer.build(asked.optimizer, train.steps)
+        transform = flight.guard(optimizer.build(asked.optimizer, train.steps), train.spike)
         key = jax.random.key(asked.seed)
         abstract = step.abstract_state(net, transform, mesh)
         if first:
@@ -110,7 +111,9 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
 
         # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
         record = stack.enter_context(contextlib.closing(log.Record(directory, first)))
-        account = Meter(asked, config, record, progress, before, lambda n: batches[n - 1])
+        account = Meter(
+            asked, config, record, progress, before, lambda n: batches[n - 1], train_key
+        )
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         stack.callback(progress.stop)
         progress.start(first)
@@ -144,9 +147,10 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
             progress.say(account.summary(state.weights, programs))
         if stop:
             if not last:
+                seconds = time.perf_counter() - interrupt.received
                 progress.say(
-                    f"{signal.Signals(stop).name}: stopped after step {number} of {train.steps}, which is saved; "
-                    "run the same command again to go on"
+                    f"{signal.Signals(stop).name}: stopped after step {number} of {train.steps}, saved in "
+                    f"{seconds:.1f} s; run the same command again to go on"
                 )
             raise SystemExit(128 + stop)
 
@@ -160,6 +164,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.patient = False
         self.signum: int | None = None
+        self.received = 0.0
         self._usual: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -177,7 +182,7 @@ class Interrupt:
             os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        self.signum = signum
+        self.signum, self.received = signum, time.perf_counter()
         start = b"\n" if os.isatty(2) else b""  # below the bar, or the ^C
         if self.patient:
             os.write(

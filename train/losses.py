@@ -44,6 +44,11 @@ class LossConfig:
                 f"loss.chunk is {self.chunk}; it must be at least 0, which is all"
             )
 
+    @property
+    def plain(self) -> bool:
+        """Whether cross-entropy is all that is minimised."""
+        return not (self.label_smoothing or self.z_loss)
+
 
 class Sums(NamedTuple):
     """Over the weighted targets of a batch: what is minimised, and the plain cross-entropy in nats."""

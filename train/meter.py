@@ -1,10 +1,8 @@
 """What has a run done so far, and how fast? Counts what steps report, and tells it to people and files."""
 
+import collections
 import contextlib
-import hashlib
-import json
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +11,7 @@ import jax
 
 from model import checkpoint, errors
 from model.config import ModelConfig
-from train import data, flops, log
+from train import data, flight, flops, log
 from train.recipe import Recipe
 
 
@@ -32,13 +30,17 @@ class Meter:
         progress: log.Progress,
         before: Mapping[str, Any],
         batch: Callable[[int], data.Batch],
+        key: jax.Array,
     ) -> None:
-        """`before` is what `meta` returned when the run was last saved; `batch(n)` is what step n trained on."""
-        self._asked, self._config, self._batch = asked, config, batch
+        """`before` is what `meta` returned when the run was last saved; `batch(n)` is what step n trained on, and
+        `key` the one its own was folded from."""
+        self._asked, self._config, self._batch, self._key = asked, config, batch, key
         self._record, self._progress = record, progress
         self._tokens: int = before.get("tokens", 0)
         self._losses: dict[str, float] = dict(before.get("losses", {}))
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._skipped: list[int] = list(before.get("skipped", ()))
+        self._history = collections.deque(before.get("history", ()), maxlen=flight.WINDOW)
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._peak = flops.peak()
         self._began, self._steps, self._own_tokens = time.perf_counter(), 0, 0
         self._compiling, self._paused = 0.0, 0.0
@@ -46,7 +48,12 @@ class Meter:
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must hold for the next process to count on from here."""
-        return {"tokens": self._tokens, "losses": self._losses}
+        return {
+            "tokens": self._tokens,
+            "losses": self._losses,
+            "skipped": self._skipped,
+            "history": list(self._history),
+        }
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -73,7 +80,7 @@ class Meter:
         self._paused += took
         self._mark += took
 
-    def step(self, number: int, metrics: Mapping[str, jax.Array]) -> None:
+    def step(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step that is still being computed."""
         self._settle()
         self._pending = number, metrics
@@ -116,9 +123,15 @@ class Meter:
             return
         number, metrics = self._pending
         self._pending = None
-        values = {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise self._stop(number, values)
+        norms = metrics["norms"]  # left on the devices: only a bad step's are read
+        scalars = {name: value for name, value in metrics.items() if name != "norms"}
+        values = {name: value.item() for name, value in jax.device_get(scalars).items()}
+        self._history.append([number, repr(values["loss"]), repr(values["grad_norm"])])
+        if flight.is_bad(values):
+            return self._bad(number, values, norms)
+        del values["limit"]
+        if self._asked.loss.plain:
+            values.pop("objective", None)  # the loss once more
         tokens = values.pop("tokens")
         self._tokens += tokens
         self._own_tokens += tokens
@@ -151,22 +164,32 @@ class Meter:
         """Rates are taken from here on."""
         self._mark, self._since, self._waited = time.perf_counter(), 0, 0.0
 
-    def _stop(self, number: int, values: Mapping[str, float]) -> errors.BadInput:
-        """Records the step whose loss or gradient is not finite."""
-        path = pathlib.Path(self._record.directory) / "nonfinite.json"
-        found = {
-            "step": number,
-            "metrics": {name: repr(value) for name, value in values.items()},
-            "rows": [
-                {"sha256": hashlib.sha256(row.tobytes()).hexdigest(), "tokens": row.tolist()}
-                for row in self._batch(number)["tokens"]
-            ],
-        }
-        checkpoint.write_file(path, json.dumps(found) + "\n")
-        return errors.BadInput(
-            f"step {number} has loss {values['loss']} and gradient norm {values['grad_norm']} on the rows in {path}; "
-            "the last checkpoint is kept; lower optimizer.learning_rate in another --workdir"
+    def _bad(self, number: int, values: Mapping[str, float], norms: Mapping[str, Any]) -> None:
+        """Records a step that changed nothing; raises unless the run is to go on without it."""
+        batch, reason = self._batch(number), flight.reason(number, values)
+        skips = self._asked.train.on_bad_step == "skip"
+        path = flight.write(
+            self._record.directory, number, values, norms, self._history, batch, self._key
         )
+        described = {name: repr(values[name]) for name in ("loss", "grad_norm", "limit")}
+        self._record.event(
+            number,
+            "skipped" if skips else "stopped",
+            {**described, "rows": flight.rows(batch)},
+        )
+        if not skips:
+            raise errors.BadInput(
+                f"{reason}; {path} has its rows and norms; the last checkpoint is kept; go on without such batches by "
+                "--config.train.on_bad_step=skip, or lower optimizer.learning_rate in another --workdir"
+            )
+        self._skipped.append(number)
+        patience = flight.PATIENCE
+        if self._skipped[-patience:] == list(range(number - patience + 1, number + 1)):
+            raise errors.BadInput(
+                f"{reason}, the last of {patience} bad steps in a row; {path} has its rows and norms; the last "
+                "checkpoint is kept; lower optimizer.learning_rate in another --workdir"
+            )
+        self._progress.say(f"{reason}: skipped, as ledger.jsonl says")
 
 
 def last_losses(meta: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ same. `from_config` reads the groups of a config file and `to_json` writes them 
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -20,14 +21,16 @@ from train import corpus, optimizer
 from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
 
-# Which keys may differ when a run goes on: first match wins. What these change is how often something is looked at, or
-# where and in which order the same sums are computed; any other key makes another model of the same name.
+# Which keys may differ when a run goes on: first match wins. What these change is how often something is looked at,
+# what becomes of a bad step, or where and in which order the same sums are computed; any other key makes another model
+# of the same name.
 CHANGEABLE = (
-    r"^train\.(log_every|eval_every|sample_every|save_every|keep)$",
+    r"^train\.(log_every|eval_every|sample_every|save_every|keep|on_bad_step|spike)$",
     r"^runtime\.(mesh|unroll|remat|attention)(\.|$)",
     r"^loss\.chunk$",
     r"^decode(\.|$)",
 )
+BAD_STEPS = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,9 @@ class Train:
         sample_every: steps between two sets of samples; 0 samples at the end only.
         save_every: steps between two checkpoints; 0 saves at the end, and when told to stop, only.
         keep: how many checkpoints stay.
+        on_bad_step: what follows when a loss or gradient is not finite, or the loss is a spike: `stop`, or `skip` the
+            batch and go on from the state before it.
+        spike: how many running standard deviations above the running mean a loss is one; 0 looks for none.
     """
 
     steps: int
@@ -103,6 +109,8 @@ class Train:
     sample_every: int = 0
     save_every: int = 0
     keep: int = 2
+    on_bad_step: str = "stop"
+    spike: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
@@ -115,6 +123,15 @@ class Train:
                 raise errors.BadInput(
                     f"config.train.{name} is {getattr(self, name)}; it must be at least 0"
                 )
+        if self.on_bad_step not in BAD_STEPS:
+            raise errors.BadInput(
+                f"config.train.on_bad_step is {self.on_bad_step!r}{errors.nearest(self.on_bad_step, BAD_STEPS)}; "
+                f"known: {', '.join(BAD_STEPS)}"
+            )
+        if not 0 <= self.spike < math.inf:
+            raise errors.BadInput(
+                f"config.train.spike is {self.spike}; it must be at least 0 and finite"
+            )
         if self.batch_size % self.accumulate:
             raise errors.BadInput(
                 f"config.train.accumulate={self.accumulate} does not divide config.train.batch_size={self.batch_size}; "

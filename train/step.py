@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 import model
 from model import errors, heads, sharding
-from train import losses, paths, transforms
+from train import flight, losses, paths, transforms
 
 Batch = Mapping[str, jax.Array]
 LossFunction = Callable[[Any, Batch, jax.Array], losses.Sums]
@@ -134,7 +134,8 @@ def train_step(
         return loss_fn(paths.stopped(frozen, params), batch, key)
 
     means, grads = loss_and_gradient(loss_of, state.params, batch, key, accumulate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, state.opt_state, state.params, value=means.nats)
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": means.nats,
@@ -142,7 +143,9 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
         "learning_rate": optax.tree.get(opt_state, "learning_rate", default=jnp.nan),
+        "limit": optax.tree.get(opt_state, "limit", default=jnp.inf),
         "tokens": jnp.count_nonzero(batch["weights"]),
+        "norms": {"parameters": flight.norms(state.params), "gradients": flight.norms(grads)},
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
