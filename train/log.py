@@ -9,6 +9,7 @@ import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import console as consoles
 from rich import progress as bars
@@ -109,6 +110,25 @@ class Record:
             f"{self.directory} cannot be written to ({error.strerror}); the last checkpoint is kept; "
             "make room and run the same command again"
         )
+
+
+class Nothing(Record):
+    """The `Record` of a process that leaves writing to another."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+
+    def metrics(self, step: int, split: str, values: Any, timing: Any) -> None:
+        """Not written."""
+
+    def samples(self, step: int, texts: Any) -> None:
+        """Not written."""
+
+    def sync(self) -> None:
+        """Nothing is waiting to be written."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Progress:
