@@ -102,7 +102,7 @@ def notes(boxed: Any, mesh: Mesh) -> list[str]:
 def rows_here(mesh: Mesh, rows: int) -> list[int]:
     """Which of a batch's rows lie, whole or in part, on devices of this process."""
     parts = batch(mesh).addressable_devices_indices_map((rows, mesh.shape["sequence"]))
-    return sorted({row for index in parts.values() for row in range(rows)[index[0]]})
+    return sorted({row for index in parts.values() if index for row in range(rows)[index[0]]})
 
 
 def to_host(leaf: Any) -> Any:

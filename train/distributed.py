@@ -41,7 +41,7 @@ class Peers:
         self._lock = threading.Lock()
         self._number, self._last = 0, -1
         self._signum: int | None = None
-        self._told = False
+        self._told, self._agreed = False, 0
         self._done = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         if count > 1:
@@ -52,15 +52,18 @@ class Peers:
         """Whether this process is the one that prepares and writes what there must be one of."""
         return self.index == 0
 
-    def agree(self, name: str, produce: Callable[[], str | None]) -> str:
-        """What process 0 produces, in all processes; the others wait for it, however long it takes."""
+    def agree(self, produce: Callable[[], str | None]) -> str:
+        """What process 0 produces, in all processes; the others wait for it, however long it takes.
+
+        All call it equally often: the n-th call of one is the n-th of all.
+        """
         if self.count == 1:
             return produce() or ""
+        self._agreed += 1
+        key = f"agreed/{self._agreed}"
         if self.first:
-            text = produce() or ""
-            self._store.key_value_set(f"agreed/{name}", text)
-            return text
-        while (text := self._look(f"agreed/{name}")) is None:
+            self._store.key_value_set(key, produce() or "")
+        while (text := self._look(key)) is None:
             time.sleep(POLL)
         return text
 
@@ -91,7 +94,7 @@ class Peers:
         if self.count == 1:
             return
         if error is None:
-            self.agree("end", lambda: "")
+            self.agree(str)
             self._done.set()
             self._watcher.join()
             jax.distributed.shutdown()
@@ -122,7 +125,8 @@ class Peers:
 
     def _watch(self) -> None:
         """Shows that this process lives, and acts on what is heard of the others."""
-        beat, seen, asked = 0, {}, False
+        beat, asked = 0, False
+        seen: dict[str, tuple[str, float]] = {}
         while not self._done.wait(PERIOD):
             try:
                 self._store.key_value_set(f"beat/{self.index}", str(beat := beat + 1), True)
@@ -194,7 +198,7 @@ def join(
         return
     automatic = coordinator == "auto"
     address = None if automatic else coordinator
-    phase = {
+    phase: dict[str, Any] = {
         "where": coordinator,
         "text": f"coordinator {coordinator} and all processes were not together within {timeout:g} s; check that "
         "process 0 runs there, that its port is open, and that all processes were started",

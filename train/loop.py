@@ -67,9 +67,7 @@ def run(
         # The text, and the tokens it is made of.
         mesh = sharding.make_mesh(asked.runtime.mesh)
         _check_batch(asked, mesh)
-        ready = json.loads(
-            peers.agree("ready", lambda: _prepare(asked, directory, progress, allow_change))
-        )
+        ready = json.loads(peers.agree(lambda: _prepare(asked, directory, progress, allow_change)))
         _check_shared(directory, peers)
         words = tokenizer.load(directory / "tokenizer")
         config = asked.model_config(words.vocab_size)
@@ -142,7 +140,7 @@ def run(
                     write = functools.partial(
                         _samples, record, number, asked, config, words, params
                     )
-                    peers.agree(f"samples of step {number}", write)
+                    peers.agree(write)
             if last or stop or _due(number, train.save_every):
                 with account.pause():
                     record.sync()

@@ -89,7 +89,7 @@ def put_batch(
         shape = (len(array) if batch_size is None else batch_size, *array.shape[1:])
         sharding.check_divides(f"batch.{name}", shape, where)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             wanted = range(shape[0])[index[0]]
             start = wanted[0] if rows is None else bisect.bisect_left(rows, wanted[0])
             return array[(slice(start, start + len(wanted)), *index[1:])]
