@@ -9,10 +9,12 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed as service  # the key-value store has no public name yet
@@ -89,31 +91,38 @@ class Peers:
         if self.count > 1 and jax.default_backend() == "cpu":
             jax.block_until_ready(metrics)
 
-    def close(self, error: BaseException | None) -> None:
-        """Leaves the others: in peace when all is done, and with its reason when something went wrong."""
-        if self.count == 1:
-            return
-        if error is None:
+    def close(self) -> None:
+        """Leaves the others when all have come to the same end."""
+        if self.count > 1:
             self.agree(str)
             self._done.set()
             self._watcher.join()
             jax.distributed.shutdown()
-            return
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Tells the others why this process ends, and ends it."""
+        if isinstance(error, SystemExit) and self._signum is not None:  # all were told to stop
+            self.close()
+            raise error
         if isinstance(error, jax.errors.JaxRuntimeError):  # most often the death of another process
             time.sleep(self._silence + 4 * PERIOD)  # the watcher names it and ends this process
-        if isinstance(error, SystemExit) and self._signum is not None:
-            reason = ""  # all were told, and all leave
-        else:
-            reason = " ".join(str(error).split())[:REASON] or type(error).__name__
+        reason = " ".join(str(error).split())[:REASON] or type(error).__name__
+        if isinstance(error, SystemExit):
+            reason = "told to stop before training began"
         self._done.set()
         self._watcher.join()
-        if reason:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                self._store.key_value_set(f"news/lost/{self.index}", f"stopped ({reason})")
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._store.key_value_set(f"news/lost/{self.index}", f"stopped ({reason})", True)
             if self.first:
                 time.sleep(4 * PERIOD)  # the store ends with this process: the others read it first
-        else:
-            jax.distributed.shutdown()
+        if isinstance(error, errors.BadInput):
+            _end(str(error))
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        # At exit JAX would wait for the others, or crash because they are gone.
+        code = error.code if isinstance(error, SystemExit) else 1
+        os._exit(code if isinstance(code, int) else 1)
 
     def _look(self, key: str) -> str | None:
         try:
@@ -231,10 +240,9 @@ def join(
     try:
         yield peers
     except BaseException as error:
-        peers.close(error)
-        raise
+        peers.fail(error)
     else:
-        peers.close(None)
+        peers.close()
     finally:
         del handler
 
@@ -292,8 +300,9 @@ def _listens(address: str) -> bool:
         return False
 
 
-def _end(message: str) -> None:
+def _end(message: str) -> NoReturn:
     """One line and exit code 2, from any thread, whatever the others are stuck in."""
+    sys.stdout.flush()
     cursor = SHOW_CURSOR + b"\n" if os.isatty(2) else b""
     os.write(2, cursor + f"ganymede: {message}\n".encode())
     os._exit(2)
