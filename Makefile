@@ -16,7 +16,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle parity invariance goodness format bench clean
+.PHONY: help quickstart test lint types unit oracle parity invariance goodness sharding format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -64,6 +64,9 @@ invariance: $(READY) ## what may change around a request without changing its co
 
 goodness: $(READY) ## whether draws are samples of what settings define, for docs/results.md; some minutes
 	$(RUN) benchmarks/goodness.py
+
+sharding: $(READY) ## whether a mesh changes what is computed, for docs/results.md; some minutes
+	$(RUN) benchmarks/sharding.py
 
 bench: $(ORACLE) ## training and decoding, side by side with their peers
 	$(RUN) benchmarks/train_step.py

@@ -99,10 +99,11 @@ def notes(boxed: Any, mesh: Mesh) -> list[str]:
     return list(found)
 
 
-def rows_here(mesh: Mesh, rows: int) -> list[int]:
-    """Which of a batch's rows lie, whole or in part, on devices of this process."""
-    parts = batch(mesh).addressable_devices_indices_map((rows, mesh.shape["sequence"]))
-    return sorted({row for index in parts.values() if index for row in range(rows)[index[0]]})
+def rows_here(mesh: Mesh, rows: int, devices: Sequence[jax.Device] | None = None) -> list[int]:
+    """Which of a batch's rows lie, whole or in part, on `devices`, by default those of this process."""
+    parts = batch(mesh).devices_indices_map((rows, mesh.shape["sequence"]))
+    here = mesh.local_devices if devices is None else devices
+    return sorted({row for device in here for row in range(rows)[parts[device][0]]})
 
 
 def to_host(leaf: Any) -> Any:
