@@ -78,7 +78,8 @@ def assert_close(one: pathlib.Path, two: pathlib.Path, until: int = STEPS) -> No
     lines = ([x for x in running.metrics(run) if x["step"] <= until] for run in (one, two))
     for a, b in zip(*lines, strict=True):
         assert a.keys() == b.keys()
-        for name in a:
+        assert (a["step"], a["split"]) == (b["step"], b["split"])
+        for name in a.keys() - {"step", "split"}:
             assert a[name] == pytest.approx(b[name], rel=1e-5), (a["step"], name)
 
 
@@ -93,15 +94,20 @@ def only(run: pathlib.Path, step: int, to: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    train = dict(steps=STEPS, batch_size=8, log_every=1, save_every=4, eval_every=0, keep=3)
+    train = dict(steps=STEPS, batch_size=16, log_every=1, save_every=4, eval_every=0, keep=3)
     groups = dict(train={**train, "sample_every": 7}, runtime={"dropout": 0.2})
     return running.config(running.texts(tmp_path_factory.mktemp("texts")), **groups)
+
+
+def spread(config):
+    """The same run with its parameters parted over the four devices of two processes."""
+    return {**config, "runtime": {**config["runtime"], "mesh": {"fsdp": 4}}}
 
 
 @pytest.fixture(scope="module")
 def config_file(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "two.py"
-    read = f"json.loads({json.dumps(config)!r})"
+    read = f"json.loads({json.dumps(spread(config))!r})"
     path.write_text(
         f"import json\nfrom ml_collections import config_dict\n"
         f"def get_config():\n    return config_dict.ConfigDict({read})\n"
@@ -119,7 +125,7 @@ def runs(config, tmp_path_factory):
         loop.run(recipe.from_config(config), root / "one")
     only(root / "one", 4, root / "two")
     address = f"127.0.0.1:{free_port()}"
-    arguments = [json.dumps(config), str(root / "two"), str(root / "stopped")]
+    arguments = [json.dumps(spread(config)), str(root / "two"), str(root / "stopped")]
     pair = [start(["-c", BOTH, address, str(index), *arguments]) for index in (0, 1)]
     wait_for_step(root / "stopped", 5, pair[0])
     pair[1].send_signal(signal.SIGTERM)

@@ -103,7 +103,8 @@ def test_experts_lie_apart():
     config = dataclasses.replace(CONFIG, experts=model.config.Experts(4, 2))
     where = sharding.of_tree(boxed(config=config), sharding.make_mesh(dict(data=2, expert=4)))
     specs = [leaf.spec for leaf in jax.tree.leaves(where) if "expert" in leaf.spec]
-    assert specs and all(spec[1] == "expert" for spec in specs)
+    assert [spec[1] for spec in specs].count("expert") == 3  # gate, up and down; and the router
+    assert P(None, "fsdp", "expert") in specs
 
 
 @pytest.mark.parametrize(
