@@ -71,14 +71,8 @@ _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compa
 _SETTINGS = ("decode", "inspect", "sweep")
 _READS: dict[str, tuple[str, ...]] = {
     "train": (
-        "config",
-        "workdir",
-        "coordinator",
-        "process_id",
-        "num_processes",
-        "coordinator_timeout",
-        "heartbeat_timeout",
-        "allow_change",
+        *("config", "workdir", "allow_change", "coordinator", "process_id", "num_processes"),
+        *("coordinator_timeout", "heartbeat_timeout"),
     ),
     "decode": (
         "from",
