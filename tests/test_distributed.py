@@ -12,11 +12,12 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 import running
 
 from model import checkpoint, errors
-from train import distributed, loop, recipe
+from train import data, distributed, loop, recipe
 
 STEPS = 12
 # Trains the config in two directories, one run after another, as one of two processes.
@@ -216,3 +217,29 @@ def test_alone_nothing_is_waited_for():
     assert peers.first and peers.count == 1
     assert peers.agree(lambda: "word") == "word"
     assert [peers.stopping(3, signum) for signum in (None, signal.SIGINT)] == [None, signal.SIGINT]
+
+
+def packed() -> list[data.Packed]:
+    """Two streams of 211 tokens, in documents of 19 and of 13."""
+    ids = np.arange(211)
+    return [
+        data.Packed(data.Tokens(ids * size, np.append(ids[::size], 211), 997), 7)
+        for size in (19, 13)
+    ]
+
+
+@pytest.mark.parametrize("weights", [None, (0.7, 0.3)])
+def test_a_process_makes_only_its_own_rows_of_a_batch_and_they_are_the_same(weights):
+    made = dict(batch_size=5, seed=13)
+    whole = data.batches(packed(), weights, **made)
+    part = data.batches(packed(), weights, **made, rows=[1, 4])
+    for step in (0, 7, 1009):
+        for name, rows in whole[step].items():
+            np.testing.assert_array_equal(part[step][name], rows[[1, 4]])
+
+
+def test_a_process_makes_only_its_own_rows_of_the_held_out_text():
+    whole, part = data.eval_batches(packed()[0], 5), data.eval_batches(packed()[0], 5, [0, 3])
+    for batch, rows in zip(whole, part, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(rows[name], batch[name][[0, 3]])
