@@ -1,6 +1,7 @@
 """Is every wrong config told in one line, and does a run go on only under a recipe that computes the same?"""
 
 import json
+import re
 
 import pytest
 
