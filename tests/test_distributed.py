@@ -56,7 +56,7 @@ def start(command: list[str]) -> subprocess.Popen:
 
 def launch(config_file: pathlib.Path, workdir: pathlib.Path) -> list[subprocess.Popen]:
     """The command line in two processes."""
-    shared = f"--coordinator=127.0.0.1:{free_port()} --num_processes=2 --heartbeat_timeout=2"
+    shared = f"--coordinator=127.0.0.1:{free_port()} --num_processes=2 --heartbeat_timeout=2 --coordinator_timeout=60"
     flags = [f"--config={config_file}", f"--workdir={workdir}", *shared.split()]
     return [start(["launch.py", "train", *flags, f"--process_id={index}"]) for index in (0, 1)]
 
@@ -90,6 +90,9 @@ def only(run: pathlib.Path, step: int, to: pathlib.Path) -> pathlib.Path:
     for path in (to / "checkpoints").iterdir():
         if path.name != str(step):
             shutil.rmtree(path)
+    lines = (to / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    (to / "metrics.jsonl").write_text("".join(kept))
     return to
 
 
