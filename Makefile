@@ -17,7 +17,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle parity invariance goodness kills format bench clean
+.PHONY: help quickstart test lint types unit oracle parity invariance goodness kills sharding format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -68,6 +68,9 @@ goodness: $(READY) ## whether draws are samples of what settings define, for doc
 
 kills: $(READY) ## trainings killed at random moments, against trainings left in peace, for docs/results.md; some minutes
 	$(RUN) benchmarks/kills.py
+
+sharding: $(READY) ## whether a mesh changes what is computed, for docs/results.md; some minutes
+	$(RUN) benchmarks/sharding.py
 
 bench: $(PEERS) ## training and decoding, side by side with their peers; for docs/results.md
 	$(RUN) benchmarks/train_step.py

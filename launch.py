@@ -9,12 +9,17 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run` answers it
 
+import os
+import sys
+
+if any(word.lstrip("-").startswith("coordinator") for word in sys.argv):
+    # Where JAX would print a stack trace when its coordinator is lost, train/distributed.py says it in a line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
+
 import ast
 import errno
-import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +48,20 @@ _CACHE = flags.DEFINE_string(
 _DRAFT = flags.DEFINE_string("draft", None, "the model of --num_assistant_tokens")
 _AMATEUR = flags.DEFINE_string("amateur", None, "the model of --contrastive_beta")
 _ROWS = flags.DEFINE_integer("batch_size", 8, "rows that run at once; part of a run's arithmetic")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 of several, or auto to ask the cluster"
+)
+_PROCESS = flags.DEFINE_integer("process_id", None, "which of several processes this is, from 0")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes train together")
+_PATIENCE = flags.DEFINE_float(
+    "coordinator_timeout", 300.0, "seconds that processes wait for each other to start"
+)
+_SILENCE = flags.DEFINE_float(
+    "heartbeat_timeout", 60.0, "seconds of silence after which a process counts as dead"
+)
+_ALLOW = flags.DEFINE_list(
+    "allow_change", [], "keys of the config that may differ when a run goes on"
+)
 _ARMS = flags.DEFINE_string(
     "arms", None, "a JSON list of settings objects, in place of a grid of flags"
 )
@@ -51,7 +70,10 @@ _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compa
 # Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
 _SETTINGS = ("decode", "inspect", "sweep")
 _READS: dict[str, tuple[str, ...]] = {
-    "train": ("config", "workdir"),
+    "train": (
+        *("config", "workdir", "allow_change", "coordinator", "process_id", "num_processes"),
+        *("coordinator_timeout", "heartbeat_timeout"),
+    ),
     "decode": (
         "from",
         "workdir",
@@ -77,13 +99,17 @@ _READS: dict[str, tuple[str, ...]] = {
 def train_verb(overrides: Sequence[str]) -> int:
     """make tokenizer and data, train, evaluate; goes on where the workdir's run was stopped"""
     from model import errors
-    from train import loop
+    from train import distributed, loop
 
     if _CONFIG.value is None:
         raise errors.BadInput(
             "train needs a recipe; add --config=configs/quickstart.py, or your own"
         )
-    loop.run(_recipe(overrides), _directory("workdir"))
+    asked, directory = _recipe(overrides), _directory("workdir")
+    with distributed.join(
+        _COORDINATOR.value, _PROCESS.value, _PROCESSES.value, _PATIENCE.value, _SILENCE.value
+    ) as peers:
+        loop.run(asked, directory, peers, _ALLOW.value)
     return 0
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from model import blocks, errors, files
+from model import blocks, errors, files, sharding
 
 # Under which name training keeps the weights that stand in place of those it trains.
 AVERAGE = "opt_state/average/"
@@ -71,7 +71,10 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         with _disk_errors(f"checkpoints cannot be kept in {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
-        self.discarded = sorted(self.directory.glob(HALF_WRITTEN))
+        # Of several processes one tidies up; Orbax lets none of them go on before the first has come that far.
+        self.discarded = (
+            sorted(self.directory.glob(HALF_WRITTEN)) if jax.process_index() == 0 else []
+        )
         for path in self.discarded:
             shutil.rmtree(path, ignore_errors=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
@@ -180,7 +183,7 @@ def tree_digest(params: Any) -> str:
 
     Example: `{"a": float32 [1.0]}` digests the line `a float32 (1,) <sha256 of 00 00 80 3f>` and a newline.
     """
-    entries = _describe(blocks.unstack_layers(jax.device_get(params)))
+    entries = _describe(blocks.unstack_layers(jax.tree.map(sharding.to_host, params)))
     lines = [
         f"{name} {leaf['dtype']} {tuple(leaf['shape'])} {leaf['sha256']}\n"
         for name, leaf in sorted(entries.items())
@@ -196,10 +199,16 @@ def write_file(path: pathlib.Path, text: str) -> None:
 
 def _describe(tree: Any) -> dict[str, dict]:
     """Per leaf: what shape, dtype and bytes it has, by a path such as `params/norm/scale`."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [_name(path) for path, _ in leaves]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
-        digests = list(pool.map(_sha256, (leaf for _, leaf in leaves)))
+    if jax.process_count() > 1:  # one leaf at a time: no host need hold the whole tree
+        digests = [_sha256(sharding.to_host(leaf)) for _, leaf in leaves]
+    else:
+        leaves = jax.device_get(leaves)
+        with (
+            concurrent.futures.ThreadPoolExecutor() as pool
+        ):  # hashlib releases the interpreter lock
+            digests = list(pool.map(_sha256, (leaf for _, leaf in leaves)))
     return {
         name: {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype), "sha256": digest}
         for name, (_, leaf), digest in zip(names, leaves, digests, strict=True)

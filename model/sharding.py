@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from model import errors
 
-AXES = ("data", "fsdp", "sequence", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor", "expert")
 
 RULES = (
     ("batch", ("data", "fsdp")),
@@ -29,7 +30,7 @@ RULES = (
     ("head", None),
     ("norm", None),
     ("position", None),
-    ("expert", None),
+    ("expert", "expert"),
     ("gate", None),
     ("class", None),
     ("layers", None),
@@ -65,19 +66,54 @@ def make_mesh(
 def of_tree(boxed: Any, mesh: Mesh) -> Any:
     """The `NamedSharding` of every leaf of a tree of (abstract) arrays.
 
-    Leaves without axis names are replicated.
-
-    Raises:
-        BadInput: when a mesh axis does not divide the dimension it would split.
+    Leaves without axis names are replicated. So is a dimension that its mesh axes do not divide, such as GPT-2's 50257
+    pieces over two devices or the one key head of multi-query attention: `notes` says which.
     """
-    specs = nn.get_partition_spec(boxed)
-    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
-    jax.tree_util.tree_map_with_path(
-        lambda path, leaf, where: check_divides(jax.tree_util.keystr(path), leaf.shape, where),
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    return jax.tree.map(
+        lambda leaf, where: NamedSharding(mesh, _even(leaf.shape, where)),
         nn.meta.unbox(boxed),
         shardings,
     )
-    return shardings
+
+
+def notes(boxed: Any, mesh: Mesh) -> list[str]:
+    """One line for each kind of dimension that `of_tree` leaves whole because its mesh axes do not divide it.
+
+    Example: `vocab of 50257 is whole on every device of mesh axis tensor, whose 2 do not divide it`.
+    """
+    found: dict[str, None] = {}
+    specs = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+
+    def add(leaf: Any, names: PartitionSpec, where: NamedSharding) -> None:
+        even = _even(leaf.shape, where)
+        for size, name, axes, kept in zip(leaf.shape, names, where.spec, even, strict=False):
+            if axes != kept:
+                found[
+                    f"{name} of {size} is whole on every device of mesh axis {'×'.join(_names(axes))}, "
+                    f"whose {_parts(mesh, axes)} do not divide it"
+                ] = None
+
+    jax.tree.map(add, nn.meta.unbox(boxed), specs, shardings)
+    return list(found)
+
+
+def rows_here(mesh: Mesh, rows: int, devices: Sequence[jax.Device] | None = None) -> list[int]:
+    """Which of a batch's rows lie, whole or in part, on `devices`, by default those of this process."""
+    parts = batch(mesh).devices_indices_map((rows, mesh.shape["sequence"]))
+    here = mesh.local_devices if devices is None else devices
+    return sorted({row for device in here for row in range(rows)[parts[device][0]]})
+
+
+def to_host(leaf: Any) -> Any:
+    """An array's value in the memory of this process, whichever processes hold it; all of them must ask.
+
+    What each process already holds in full is not sent.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return jax.device_get(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def batch(mesh: Mesh) -> NamedSharding:
@@ -107,10 +143,29 @@ def on_mesh(function: Callable, mesh: Mesh) -> Callable:
 def check_divides(name: str, shape: Sequence[int], sharding: NamedSharding) -> None:
     """Refuses an array whose dimensions the mesh cannot split evenly."""
     for size, axes in zip(shape, sharding.spec, strict=False):
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
+        parts = _parts(sharding.mesh, axes)
         if size % parts:
             raise errors.BadInput(
-                f"{name} has a dimension of {size}, which mesh axes {'×'.join(axes)} of {parts} "
+                f"{name} has a dimension of {size}, which mesh axes {'×'.join(_names(axes))} of {parts} "
                 "devices do not divide; change the mesh or the size"
             )
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def _parts(mesh: Any, axes: Any) -> int:
+    """Into how many parts they split a dimension."""
+    return math.prod(mesh.shape[axis] for axis in _names(axes))
+
+
+def _even(shape: Sequence[int], where: NamedSharding) -> PartitionSpec:
+    """The spec without the axes that do not divide their dimension."""
+    return PartitionSpec(
+        *(
+            axes if size % _parts(where.mesh, axes) == 0 else None
+            for size, axes in zip(shape, where.spec, strict=False)
+        )
+    )

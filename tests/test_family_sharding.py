@@ -2,55 +2,44 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import model
-from model import sharding
-from model.config import RECURRENT, Runtime
-from tests import variants
+from tests import meshes, variants
 
-SPLIT = dict(width=24, hidden=40, vocab_size=104, context_length=32)  # what the mesh divides
-
-
-def divisible(config):
-    """The same kind of model, in sizes that eight devices can share."""
-    if config.family in RECURRENT:
-        return dataclasses.replace(config, **SPLIT)
-    kv_heads = 4 if config.kv_heads == config.heads else 2
-    return dataclasses.replace(config, **SPLIT, heads=4, kv_heads=kv_heads, head_size=6)
+# Every family, every kind of mesh, and dimensions that a mesh cannot split; `make sharding` has the whole table.
+CELLS = [
+    ("gemma2", "fsdp 2, sequence 2, tensor 2"),
+    ("mixtral", "data 4, expert 2"),
+    ("bert", "data 2, fsdp 2, tensor 2"),
+    ("t5", "data 2, fsdp 2, tensor 2"),
+    ("lstm", "fsdp 8"),
+    ("gru", "data 2, fsdp 2, tensor 2"),
+    ("multi_query", "fsdp 2, tensor 4"),
+]
 
 
-@pytest.mark.parametrize("name", ["gemma2", "mixtral", "bert", "t5", "lstm", "gru"])
-def test_a_mesh_of_three_axes_leaves_loss_and_gradients(name):
-    config = divisible(variants.CONFIGS[name])
-    net = model.build(config, Runtime(scan=True))
-    boxed = jax.eval_shape(lambda: model.init_boxed(net, key=jax.random.key(0)))
-    init = jax.jit(lambda: model.init(net, key=jax.random.key(0)), compiler_options=variants.FAST)
-    params = init()
-    tokens_BT = jax.random.randint(jax.random.key(2), (8, 16), 0, 101)
+@pytest.mark.parametrize(("name", "mesh"), CELLS)
+def test_a_mesh_leaves_loss_and_gradients(name, mesh):
+    config = meshes.divisible(variants.CONFIGS[name])
+    loss, gradient = meshes.differences(config, meshes.MESHES[mesh])
+    assert loss <= meshes.LOSS_BOUND
+    assert gradient <= meshes.GRADIENT_BOUND
 
-    def loss(params, tokens_BT):
-        sides = (tokens_BT,) * (2 if config.family == "encoder_decoder" else 1)
-        logits, _ = net.apply({"params": params}, *sides)
-        return -jax.nn.log_softmax(logits)[..., 0].mean()
 
-    def both():
-        return jax.jit(jax.value_and_grad(loss), compiler_options=variants.FAST)
+def test_what_a_mesh_cannot_split_is_whole_and_changes_nothing():
+    """101 pieces, a width of 22 and 3 heads on axes of 2 and 4."""
+    config = dataclasses.replace(variants.CONFIGS["mixtral"], context_length=32)
+    loss, gradient = meshes.differences(config, dict(fsdp=4, tensor=2))
+    assert loss <= meshes.LOSS_BOUND
+    assert gradient <= meshes.GRADIENT_BOUND
 
-    expected_loss, expected = both()(params, tokens_BT)
-    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    laid = jax.device_put(params, sharding.of_tree(boxed, mesh))
-    actual_loss, actual = sharding.on_mesh(both(), mesh)(
-        laid, jax.device_put(tokens_BT, sharding.batch(mesh))
-    )
-    np.testing.assert_allclose(actual_loss, expected_loss, rtol=1e-5)
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
-        scale = float(jnp.abs(b).max())
-        name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(a, b, atol=3e-4 * scale + 1e-9, err_msg=name)
+
+@pytest.mark.standard_promotion
+def test_training_on_a_mesh_has_the_losses_of_one_device():
+    """Sharded initialisation, dropout, accumulation, AdamW."""
+    config = meshes.divisible(variants.CONFIGS["qwen3"])
+    expected = meshes.training(config, dict(data=1), devices=1)
+    actual = meshes.training(config, meshes.MESHES["fsdp 2, sequence 2, tensor 2"])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert len(set(expected)) == meshes.STEPS

@@ -158,10 +158,28 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_was(
     with pytest.raises(
         errors.BadInput,
         match=rf"^{re.escape(str(copy))} holds a run with {key}={was}, and this config has {now}; choose another "
-        "--workdir, or the value it was started with$",
+        rf"--workdir, or the value it was started with{recipe.way_out(key)}$",
     ):
         run(config(source, **change), copy)
     assert content(copy) == before
+    assert bool(recipe.way_out(key)) == (key == "train.batch_size")
+
+
+def test_a_change_that_is_allowed_is_the_runs_from_then_on_and_told_with_its_step(
+    source, copy, capsys
+):
+    changed = config(source, optimizer={"warmup_steps": 1, "learning_rate": 3e-4})
+    key = "optimizer.learning_rate"
+    with pytest.raises(errors.BadInput, match=rf", or add --allow_change={key}$"):
+        run(changed, copy)
+    loop.run(recipe.from_config(changed), copy, allow_change=[key])
+    assert "is complete at step 4" in capsys.readouterr().out
+    ledger = {"step": 4, "event": "changed", "key": key, "was": 1e-3, "is": 3e-4}
+    assert json.loads((copy / "ledger.jsonl").read_text()) == ledger
+    run(changed, copy)
+    assert json.loads((copy / "ledger.jsonl").read_text()) == ledger
+    with pytest.raises(errors.BadInput, match=f"holds a run with {key}=0.0003"):
+        run(config(source), copy)
 
 
 def test_a_directory_whose_config_is_not_a_runs_is_refused(source, tmp_path):

@@ -1,6 +1,7 @@
 """Is every wrong config told in one line, and does a run go on only under a recipe that computes the same?"""
 
 import json
+import re
 
 import pytest
 
@@ -296,3 +297,17 @@ def test_what_does_not_change_the_numbers_may_change(change):
 )
 def test_what_changes_the_numbers_is_named_with_both_values(change, key, was, now):
     assert recipe.changes(resolved(), resolved(**change)) == [(key, was, now)]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("model.width", "--allow_change=model.width: what was learned so far belongs to the old"),
+        ("train.step", "the config has no such key (did you mean 'train.steps'?)"),
+    ],
+)
+def test_a_change_that_cannot_be_allowed_is_refused(key, message):
+    groups = {"model": {"width": 24}, "train": {"steps": 7}}
+    recipe.check_allowed(["train.steps"], groups)
+    with pytest.raises(errors.BadInput, match=re.escape(message)):
+        recipe.check_allowed([key], groups)

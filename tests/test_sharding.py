@@ -1,5 +1,6 @@
 """Do the rules put every part of a model where they say, and are meshes refused that cannot work?"""
 
+import dataclasses
 import re
 
 import jax
@@ -25,8 +26,8 @@ def boxed(scan=True, config=CONFIG):
 
 def test_a_mesh_has_all_axes_all_devices_and_automatic_types():
     mesh = sharding.make_mesh(dict(tensor=2, fsdp=4))
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "sequence": 1, "tensor": 2}
-    assert mesh.axis_types == (AxisType.Auto,) * 4
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "sequence": 1, "tensor": 2, "expert": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 5
     assert dict(sharding.make_mesh(None).shape)["data"] == 8
     assert sharding.make_mesh(devices=jax.devices()[5:6]).devices.item() == jax.devices()[5]
 
@@ -83,13 +84,38 @@ def test_leaves_without_names_are_replicated():
     assert {leaf.spec for leaf in where.values()} == {P()}
 
 
-def test_a_model_that_the_mesh_cannot_split_is_refused():
-    message = (
-        r"\['weight'\] has a dimension of 34, which mesh axes tensor of 4 devices do not divide; "
-        "change the mesh or the size"
-    )
-    with pytest.raises(errors.BadInput, match=message):
-        sharding.of_tree(boxed()["output"], sharding.make_mesh(dict(data=2, tensor=4)))
+def test_what_the_mesh_cannot_split_is_whole_everywhere_and_said():
+    mesh = sharding.make_mesh(dict(fsdp=2, tensor=4))
+    where = sharding.of_tree(boxed(), mesh)
+    attention = where["stack"]["layers"]["attention"]
+    assert where["output"]["weight"].spec == P(None, "fsdp")  # 34 pieces
+    assert attention["key"]["weight"].spec == P(None, "fsdp", None, None)  # 2 key heads
+    assert attention["query"]["weight"].spec == P(None, "fsdp", "tensor", None)  # 4 query heads
+    assert set(sharding.notes(boxed(), mesh)) == {
+        "vocab of 34 is whole on every device of mesh axis tensor, whose 4 do not divide it",
+        "kv_heads of 2 is whole on every device of mesh axis tensor, whose 4 do not divide it",
+        "mlp of 22 is whole on every device of mesh axis tensor, whose 4 do not divide it",
+    }
+    assert sharding.notes(boxed(), sharding.make_mesh(dict(fsdp=4, tensor=2))) == []
+
+
+def test_experts_lie_apart():
+    config = dataclasses.replace(CONFIG, experts=model.config.Experts(4, 2))
+    where = sharding.of_tree(boxed(config=config), sharding.make_mesh(dict(data=2, expert=4)))
+    specs = [leaf.spec for leaf in jax.tree.leaves(where) if "expert" in leaf.spec]
+    assert [spec[1] for spec in specs].count("expert") == 3  # gate, up and down; and the router
+    assert P(None, "fsdp", "expert") in specs
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [(dict(data=8), [3]), (dict(data=2, fsdp=2, sequence=2), [2, 3]), (dict(tensor=8), range(8))],
+)
+def test_a_process_needs_the_rows_that_its_devices_hold(sizes, rows):
+    """A process whose one device is the fourth of the mesh."""
+    mesh = sharding.make_mesh(sizes)
+    assert sharding.rows_here(mesh, 8, [mesh.devices.flat[3]]) == list(rows)
+    assert sharding.rows_here(mesh, 8) == list(range(8))
 
 
 def test_a_batch_has_its_rows_on_data_and_fsdp_and_its_tokens_on_sequence():

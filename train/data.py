@@ -114,6 +114,16 @@ class Packed:
         return row
 
 
+class Share:
+    """Some rows of each batch of an endless dataset: what the devices of one process hold of it."""
+
+    def __init__(self, endless: grain.MapDataset, rows: Sequence[int], batch_size: int) -> None:
+        self._endless, self._rows, self._size = endless, rows, batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        return _stack([self._endless[step * self._size + row] for row in self._rows])
+
+
 def prepare(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -146,12 +156,17 @@ def prepare(
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+    return read(final, corpus)
+
+
+def read(final: pathlib.Path, corpus: Corpus) -> Prepared:
+    """What `prepare` has left in the directory `final`; of the corpus, no text is read."""
     meta = json.loads((final / "meta.json").read_text())
     names = [f"train-{index}" for index in range(len(corpus.train))]
     weights = tuple(source.weight for source in corpus.train if source.weight is not None)
     return Prepared(
         directory=final,
-        digest=digest,
+        digest=meta["digest"],
         train=tuple(_open(final / name, meta["splits"][name]) for name in names),
         valid=_open(final / "valid", meta["splits"]["valid"]),
         weights=weights or None,
@@ -160,9 +175,14 @@ def prepare(
 
 
 def batches(
-    packed: Sequence[Packed], weights: Sequence[float] | None, *, batch_size: int, seed: int
+    packed: Sequence[Packed],
+    weights: Sequence[float] | None,
+    *,
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
-    """An endless dataset whose element `step` is the batch of that step.
+    """An endless dataset whose element `step` is the batch of that step, or these `rows` of it and no work for others.
 
     Without weights, every row of every source comes once per epoch, in an order of its own each epoch. With
     weights, sources are drawn from in these proportions, each in epochs of its own.
@@ -171,25 +191,29 @@ def batches(
         raise errors.BadInput(f"batch size is {batch_size}; it must be at least 1")
     if not 0 <= seed < 2**32:
         raise errors.BadInput(f"data seed is {seed}; it must be at least 0 and below 2**32")
-    rows = [grain.MapDataset.source(source) for source in packed]
+    sources = [grain.MapDataset.source(source) for source in packed]
     if weights is None:
-        endless = grain.MapDataset.concatenate(rows).seed(seed).shuffle().repeat()
+        endless = grain.MapDataset.concatenate(sources).seed(seed).shuffle().repeat()
     else:
         shuffled = [
             source.seed(_fold(seed, number)).shuffle().repeat()
-            for number, source in enumerate(rows)
+            for number, source in enumerate(sources)
         ]
         endless = grain.MapDataset.mix(shuffled, weights=list(weights))
-    return endless.batch(batch_size)
+    return endless.batch(batch_size) if rows is None else Share(endless, rows, batch_size)
 
 
-def eval_batches(packed: Packed, batch_size: int) -> Iterator[Batch]:
-    """All rows in order; the last batch is filled up with rows of weight 0, so every batch has the same shape."""
+def eval_batches(
+    packed: Packed, batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """All rows in order; the last batch is filled up with rows of weight 0, so every batch has the same shape.
+
+    Given `rows`, each batch has only those of its rows.
+    """
+    empty = {name: np.zeros_like(array) for name, array in packed[0].items()}
     for start in range(0, len(packed), batch_size):
-        rows = [packed[index] for index in range(start, min(start + batch_size, len(packed)))]
-        empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
-        rows += [empty] * (batch_size - len(rows))
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        wanted = [start + row for row in (range(batch_size) if rows is None else rows)]
+        yield _stack([packed[index] if index < len(packed) else empty for index in wanted])
 
 
 def _fold(seed: int, number: int) -> int:
@@ -268,6 +292,10 @@ def _write_header(file: Any, dtype: np.dtype, count: int) -> None:
     npy.write_array_header_1_0(
         file, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
     )
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:

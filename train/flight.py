@@ -20,6 +20,7 @@ import optax
 
 from model import checkpoint
 
+NAME = "flight.json"
 WINDOW = 100  # steps that the running mean remembers, and that a flight record lists
 SETTLED = 20  # good losses before a spike can be told
 PATIENCE = 10  # bad steps in a row after which skipping has not helped
@@ -104,7 +105,7 @@ def write(
     history: Iterable[Any],
     batch: Mapping[str, np.ndarray],
     key: jax.Array,
-) -> pathlib.Path:
+) -> None:
     """Writes `flight.json`: all that a person needs to see what happened at a step, or to compute it again.
 
     Args:
@@ -126,9 +127,7 @@ def write(
         "config": hashlib.sha256((directory / "config.json").read_bytes()).hexdigest(),
         "rows": [{"sha256": d, "tokens": t} for d, t in zip(digests, tokens, strict=True)],
     }
-    path = directory / "flight.json"
-    checkpoint.write_file(path, json.dumps(found) + "\n")
-    return path
+    checkpoint.write_file(directory / NAME, json.dumps(found) + "\n")
 
 
 def reason(step: int, values: Mapping[str, float]) -> str:

@@ -29,6 +29,8 @@ class Record:
     the same, all is equal except what stands under `time`. What is not finite is written as null.
     """
 
+    writes = True
+
     def __init__(self, directory: pathlib.Path, step: int) -> None:
         """Opens the files and forgets what they hold beyond `step`, the one that the run goes on from."""
         self.directory = directory
@@ -122,6 +124,30 @@ class Record:
             f"{self.directory} cannot be written to ({error.strerror}); the last checkpoint is kept; "
             "make room and run the same command again"
         )
+
+
+class Nothing(Record):
+    """The `Record` of a process that leaves writing to another."""
+
+    writes = False
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+
+    def metrics(self, step: int, split: str, values: Any, timing: Any) -> None:
+        """Not written."""
+
+    def samples(self, step: int, texts: Any) -> None:
+        """Not written."""
+
+    def event(self, step: int, what: str, values: Any) -> None:
+        """Not written."""
+
+    def sync(self) -> None:
+        """Nothing is waiting to be written."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Progress:

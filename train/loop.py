@@ -6,28 +6,40 @@ and the step. A checkpoint therefore holds the state and a few sums, and a resum
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
+import functools
 import json
 import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import jax
 from jax.sharding import Mesh
+from rich import console as consoles
 
 import decode
 import model
 from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
-from train import data, evaluate, flight, log, meter, optimizer, recipe, step
-from train.corpus import Corpus
+from train import (
+    data,
+    distributed,
+    evaluate,
+    flight,
+    log,
+    meter,
+    optimizer,
+    prepare,
+    recipe,
+    step,
+)
+from train.distributed import Peers
 from train.meter import Meter
 from train.recipe import Recipe
 from train.step import TrainState
@@ -37,8 +49,16 @@ INITIALISATION, TRAINING = 0, 1
 SHOW_CURSOR = b"\x1b[?25h"  # the bar hides it
 
 
-def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
+def run(
+    asked: Recipe,
+    workdir: str | os.PathLike[str],
+    peers: Peers = distributed.ALONE,
+    allow_change: Sequence[str] = (),
+) -> None:
     """Trains what a recipe describes in `workdir`, or goes on with the run that is there.
+
+    Several processes each call it with the same recipe; the first of `peers` prepares, writes and speaks for all.
+    `allow_change` names keys of the recipe that may be others than the run was started with (`recipe.ALLOWABLE`).
 
     Told to stop by SIGINT or SIGTERM it finishes its step, saves, and leaves with SystemExit(128 + signal). A second
     signal ends it at once; like SIGKILL that costs the steps since the last checkpoint and nothing else.
@@ -50,37 +70,37 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
     train = asked.train
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
-        stack.enter_context(_claimed(directory))
-        progress = log.Progress(train.steps)
+        if peers.first:
+            stack.enter_context(_claimed(directory))
+        progress = log.Progress(train.steps, None if peers.first else consoles.Console(quiet=True))
 
         # The text, and the tokens it is made of.
         mesh = sharding.make_mesh(asked.runtime.mesh)
         _check_batch(asked, mesh)
         _check_platform(asked)
-        corpus = asked.data.corpus()
-        words = _tokenizer(asked, corpus, directory, progress)
+        ready = json.loads(
+            peers.agree(lambda: prepare.prepare(asked, directory, progress, allow_change))
+        )
+        prepare.check_shared(directory, peers)
+        words = tokenizer.load(directory / "tokenizer")
         config = asked.model_config(words.vocab_size)
-        _check_prompts(asked, words, config)
-        _keep_recipe(asked, config, words, directory)
-        identity = {
-            "model": json.loads(json.dumps(dataclasses.asdict(config))),  # as a checkpoint keeps it
-            "tokenizer": words.digest,
-            "corpus": corpus.digest,
-        }
+        prepare.check_same(ready["config"], recipe.to_json(asked, config), peers)
         checkpoints = checkpoint.Checkpoints(directory / "checkpoints", train.keep)
         stack.callback(checkpoints.close)
         for path in checkpoints.discarded:
             progress.say(f"not used, because it is half-written: {path}")
-        first = checkpoints.latest() or 0
-        before = _read_meta(checkpoints, first, identity) if first else {}
+        first = ready["step"]
+        before = checkpoint.read_meta(checkpoints.directory, first) if first else {}
         if first >= train.steps:
             progress.say(f"{directory} is complete at step {first}; {meter.last_losses(before)}")
             return
-        with progress.work("tokenising") as show:
-            prepared = data.prepare(corpus, words, directory / "data", show)
+        prepared = data.read(pathlib.Path(ready["tokens"]), asked.data.corpus())
         packed = [data.Packed(tokens, asked.data.length) for tokens in prepared.train]
-        batches = data.batches(
-            packed, prepared.weights, batch_size=train.batch_size, seed=asked.seed
+        batches, share = (
+            data.batches(
+                packed, prepared.weights, batch_size=train.batch_size, seed=asked.seed, rows=rows
+            )
+            for rows in (None, sharding.rows_here(mesh, train.batch_size))
         )
         held_out = data.Packed(prepared.valid, asked.data.length, asked.data.overlap)
 
@@ -97,6 +117,8 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
                 net, transform, mesh, key=jax.random.fold_in(key, INITIALISATION)
             )
             progress.say(_introduction(config, state, words, prepared, mesh))
+        for note in step.notes(net, mesh):
+            progress.say(f"note: {note}")
         train_step = step.make_train_step(
             net,
             transform,
@@ -110,7 +132,8 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         eval_step = evaluate.make_eval_step(net, mesh)
 
         # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
-        record = stack.enter_context(contextlib.closing(log.Record(directory, first)))
+        writer = log.Record(directory, first) if peers.first else log.Nothing(directory)
+        record = stack.enter_context(contextlib.closing(writer))
         account = Meter(
             asked, config, record, progress, before, lambda n: batches[n - 1], train_key
         )
@@ -118,26 +141,32 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         stack.callback(progress.stop)
         progress.start(first)
         interrupt.patient = True
-        upcoming = pool.submit(batches.__getitem__, first)
+        upcoming = pool.submit(share.__getitem__, first)
         for number in range(first + 1, train.steps + 1):
             with account.waiting():
-                batch = step.put_batch(upcoming.result(), mesh)
-            upcoming = pool.submit(batches.__getitem__, number)
+                batch = step.put_batch(upcoming.result(), mesh, train.batch_size)
+            upcoming = pool.submit(share.__getitem__, number)
             with account.compiling(number == first + 1):
                 state, metrics = train_step(state, batch, train_key)
+                peers.steady(metrics)
             account.step(number, metrics)
-            last, stop = number == train.steps, interrupt.signum
+            last, stop = number == train.steps, peers.stopping(number, interrupt.signum)
+            told = interrupt.received or time.perf_counter()  # by a peer just now
             if last or _due(number, train.eval_every):
                 with account.pause():
                     values = _evaluate(eval_step, state, held_out, asked, prepared, mesh)
                     account.evaluated(number, values)
             if asked.decode.prompts and (last or _due(number, train.sample_every)):
                 with account.pause():
-                    record.samples(number, _samples(asked, config, words, state))
+                    params = jax.tree.map(sharding.to_host, state.weights)
+                    write = functools.partial(
+                        _samples, record, number, asked, config, words, params
+                    )
+                    peers.agree(write)
             if last or stop or _due(number, train.save_every):
                 with account.pause():
                     record.sync()
-                    checkpoints.save(number, state, {**identity, **account.meta()})
+                    checkpoints.save(number, state, {**ready["identity"], **account.meta()})
             if stop:
                 break
         checkpoints.wait()
@@ -147,7 +176,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
             progress.say(account.summary(state.weights, programs))
         if stop:
             if not last:
-                seconds = time.perf_counter() - interrupt.received
+                seconds = time.perf_counter() - told
                 progress.say(
                     f"{signal.Signals(stop).name}: stopped after step {number} of {train.steps}, saved in "
                     f"{seconds:.1f} s; run the same command again to go on"
@@ -244,77 +273,6 @@ def _check_platform(asked: Recipe) -> None:
         )
 
 
-def _tokenizer(
-    asked: Recipe, corpus: Corpus, directory: pathlib.Path, progress: log.Progress
-) -> Tokenizer:
-    """The run's tokenizer: the one it has, or a copy of another run's, or a new one of its own text."""
-    # config.json is written after the tokenizer, so beside one stands the tokenizer that belongs to it.
-    if (directory / "config.json").exists():
-        return tokenizer.load(directory / "tokenizer")
-    wanted = asked.tokenizer
-    if wanted.path is not None:
-        words = tokenizer.load(wanted.path)
-    else:
-        size = cast(int, wanted.vocab_size)  # exactly one of the two is given
-        documents = corpus.report[
-            "train_documents"
-        ]  # reads the text: what is wrong with it is told first
-        progress.say(
-            f"training a {wanted.kind} tokenizer of {size:,} pieces on {documents:,} documents"
-        )
-        words = tokenizer.train(corpus.texts(), kind=wanted.kind, vocab_size=size)
-    words.save(directory / "tokenizer")
-    return words
-
-
-def _check_prompts(asked: Recipe, words: Tokenizer, config: ModelConfig) -> None:
-    """Refuses prompts that sampling would refuse, before hours have gone into training."""
-    for prompt in asked.decode.prompts:
-        tokens = len(tokenizer.prompt_ids(words, prompt))
-        if not 1 < tokens < config.context_length:
-            raise errors.BadInput(
-                f"config.decode.prompts has {prompt!r}, of {tokens} tokens with the first; it must have at least 2 and "
-                f"fewer than config.model.context_length={config.context_length}"
-            )
-
-
-def _keep_recipe(
-    asked: Recipe, config: ModelConfig, words: Tokenizer, directory: pathlib.Path
-) -> None:
-    """Writes `config.json`, unless one stands there that says otherwise."""
-    path = directory / "config.json"
-    text = recipe.to_json(asked, config)
-    if path.exists():
-        kept = recipe.of_run(directory)
-        old = recipe.to_json(kept, kept.model_config(words.vocab_size))
-        for key, there, here in recipe.changes(json.loads(old), json.loads(text)):
-            raise errors.BadInput(
-                f"{directory} holds a run with {key}={there!r}, and this config has {here!r}; choose another "
-                "--workdir, or the value it was started with"
-            )
-    checkpoint.write_file(path, text)
-
-
-def _read_meta(
-    checkpoints: checkpoint.Checkpoints, first: int, identity: dict[str, Any]
-) -> dict[str, Any]:
-    """What the run had counted when it was saved; refuses to go on with another tokenizer or other text."""
-    meta = checkpoint.read_meta(checkpoints.directory, first)
-    names = {
-        "model": "group model",
-        "tokenizer": "the tokenizer",
-        "corpus": "the text of group data",
-    }
-    for name, what in names.items():
-        there, here = meta[name], identity[name]
-        if there != here:
-            raise errors.BadInput(
-                f"{what} is not what the checkpoint of step {first} in {checkpoints.directory} was trained with "
-                f"(was {str(there)[:12]}, is {str(here)[:12]}); restore it or choose another --workdir"
-            )
-    return meta
-
-
 def _evaluate(
     eval_step: evaluate.EvalStep,
     state: TrainState,
@@ -323,24 +281,31 @@ def _evaluate(
     prepared: data.Prepared,
     mesh: Mesh,
 ) -> dict[str, float]:
-    rows = data.eval_batches(held_out, asked.train.batch_size // asked.train.accumulate)
-    placed = (step.put_batch(row, mesh) for row in rows)
+    size = asked.train.batch_size // asked.train.accumulate
+    batches = data.eval_batches(held_out, size, sharding.rows_here(mesh, size))
+    placed = (step.put_batch(batch, mesh, size) for batch in batches)
     return evaluate.evaluate(eval_step, state.weights, placed, prepared.valid.bytes)
 
 
 def _samples(
-    asked: Recipe, config: ModelConfig, words: Tokenizer, state: TrainState
-) -> dict[str, list[tuple[str, str]]]:
-    """What the model makes of the config's prompts now: per name of settings, pairs of prompt and text."""
-    params = jax.device_put(blocks.unstack_layers(jax.device_get(state.weights)))
-    lm = model.LM(config, params, words, model.build(config))
+    record: log.Record,
+    number: int,
+    asked: Recipe,
+    config: ModelConfig,
+    words: Tokenizer,
+    host_params: Any,
+) -> None:
+    """Records what the model makes of the config's prompts now: per name of settings, pairs of prompt and text."""
+    lm = model.LM(
+        config, jax.device_put(blocks.unstack_layers(host_params)), words, model.build(config)
+    )
     named = asked.decode.requests()
     prompts = {request.id: (name, str(request.prompt)) for name, request in named}
     texts: dict[str, list[tuple[str, str]]] = {name: [] for name in asked.decode.settings}
     for done in decode.generate(lm, [request for _, request in named], seed=asked.decode.seed):
         name, prompt = prompts[done.id]
         texts[name].append((prompt, done.text))
-    return texts
+    record.samples(number, texts)
 
 
 def _introduction(

@@ -168,9 +168,9 @@ class Meter:
         """Records a step that changed nothing; raises unless the run is to go on without it."""
         batch, reason = self._batch(number), flight.reason(number, values)
         skips = self._asked.train.on_bad_step == "skip"
-        path = flight.write(
-            self._record.directory, number, values, norms, self._history, batch, self._key
-        )
+        path = self._record.directory / flight.NAME
+        if self._record.writes:
+            flight.write(path.parent, number, values, norms, self._history, batch, self._key)
         described = {name: repr(values[name]) for name in ("loss", "grad_norm", "limit")}
         self._record.event(
             number,

@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decode.requests import Request
@@ -31,6 +31,14 @@ CHANGEABLE = (
     r"^decode(\.|$)",
 )
 BAD_STEPS = ("stop", "skip")
+# Which others may when a person says so: from there on it is another run than the config's alone, and `ledger.jsonl`
+# says from which step, but the same parameters and optimizer state still mean something.
+ALLOWABLE = (
+    r"^train\.(steps|batch_size|accumulate)$",
+    r"^optimizer\.(learning_rate|schedule|warmup_steps|end_fraction|decay_fraction|weight_decay|b1|b2|eps)$",
+    r"^loss\.",
+    r"^runtime\.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +284,9 @@ def to_json(recipe: Recipe, model: ModelConfig) -> str:
     return json.dumps(groups, indent=2, ensure_ascii=False) + "\n"
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = CHANGEABLE
+) -> list[tuple[str, Any, Any]]:
     """The keys, with both values, in which two recipes' JSON differ so that they would compute something else.
 
     Example: `changes({"train": {"steps": 5, "keep": 1}}, {"train": {"steps": 7, "keep": 2}})` is
@@ -286,9 +296,28 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, A
     return [
         (key, before.get(key), after.get(key))
         for key in before | after
-        if before.get(key) != after.get(key)
-        and not any(re.search(rule, key) for rule in CHANGEABLE)
+        if before.get(key) != after.get(key) and not any(re.search(rule, key) for rule in ignore)
     ]
+
+
+def check_allowed(keys: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Refuses keys of `--allow_change` that do not exist, or that would make what was learned meaningless."""
+    known = _flat(config)
+    for key in keys:
+        if key not in known:
+            raise errors.BadInput(
+                f"--allow_change={key}: the config has no such key{errors.nearest(key, known)}"
+            )
+        if not way_out(key):
+            raise errors.BadInput(
+                f"--allow_change={key}: what was learned so far belongs to the old value; choose another --workdir"
+            )
+
+
+def way_out(key: str) -> str:
+    """How a message goes on about a changed key that may be allowed; nothing about another."""
+    allowable = any(re.search(rule, key) for rule in ALLOWABLE)
+    return f", or add --allow_change={key}" if allowable else ""
 
 
 def _decode(group: Mapping[str, Any]) -> Decode:

@@ -4,6 +4,7 @@
 optimiser and a mesh.
 """
 
+import bisect
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,6 +58,12 @@ def abstract_state(
     )
 
 
+def notes(net: nn.Module, mesh: Mesh) -> list[str]:
+    """What of a network the mesh leaves whole, because it cannot be split evenly."""
+    boxed = jax.eval_shape(lambda: model.init_boxed(net, key=jax.random.key(0)))
+    return sharding.notes(boxed, mesh)
+
+
 def init_state(
     net: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, *, key: jax.Array
 ) -> TrainState:
@@ -73,18 +80,30 @@ def shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+def put_batch(
+    batch: Mapping[str, np.ndarray],
+    mesh: Mesh,
+    batch_size: int | None = None,
+) -> Batch:
     """A host batch of [B, T] arrays, laid on the devices.
 
-    Every process passes the whole batch and keeps its own rows.
+    Given `batch_size`, `batch` holds only those rows of one of that size that lie here: `sharding.rows_here`.
     """
     where = sharding.batch(mesh)
-    for name, array in batch.items():
-        sharding.check_divides(f"batch.{name}", array.shape, where)
-    return {
-        name: jax.make_array_from_callback(array.shape, where, array.__getitem__)
-        for name, array in batch.items()
-    }
+    rows = None if batch_size is None else sharding.rows_here(mesh, batch_size)
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        shape = (len(array) if batch_size is None else batch_size, *array.shape[1:])
+        sharding.check_divides(f"batch.{name}", shape, where)
+
+        def part(index: Any) -> np.ndarray:
+            wanted = range(shape[0])[index[0]]
+            start = wanted[0] if rows is None else bisect.bisect_left(rows, wanted[0])
+            return array[(slice(start, start + len(wanted)), *index[1:])]
+
+        return jax.make_array_from_callback(shape, where, part)
+
+    return {name: put(name, array) for name, array in batch.items()}
 
 
 def next_token_loss(
