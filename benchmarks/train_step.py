@@ -1,17 +1,22 @@
-"""How fast is our training step beside a Hugging Face GPT-2 of the same shape in torch?
+"""How fast is our training step beside a Hugging Face model of the same shape in torch?
 
-    python benchmarks/train_step.py --layers=4 --width=256 --batch=8
+    python benchmarks/train_step.py                                  # GPT-2's shape, 8 rows of 256 tokens
+    python benchmarks/train_step.py --length=1024 --batch=2
+    python benchmarks/train_step.py --dropout=0.1
+    python benchmarks/train_step.py --model=llama
 
 Both start from the same weights and take the same batches: loss over every token, gradient clipped to
 norm 1, AdamW, float32, all cores. Steps alternate in one process after warm-up; the losses of both are
-printed, because equal work means equal losses. The bound is each library's own best matrix product,
-measured before and after.
+printed, because equal work means equal losses (but for dropout, whose masks differ). The bound is each library's own
+best matrix product, measured before and after. Then each takes steps alone in a process of its own, which says how much
+memory that held at most over what it held before there was a model (Linux only).
 """
 
+import json
 import os
 import pathlib
-import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +35,11 @@ from model import blocks, hf, presets, sharding  # noqa: E402
 from train import flops, optimizer, step  # noqa: E402
 
 FLAGS = flags.FLAGS
+flags.DEFINE_enum("model", "gpt2", ["gpt2", "llama"], "whose shape and parts")
+flags.DEFINE_float("dropout", 0.0, "of the embedding and the residual branches, GPT-2's")
+flags.DEFINE_enum(
+    "memory", "", ["", "ours", "torch"], "only takes its steps, and says what memory it held"
+)
 flags.DEFINE_integer("layers", 4, "blocks")
 flags.DEFINE_integer("width", 256, "of the residual stream")
 flags.DEFINE_integer("heads", 8, "of attention")
@@ -41,6 +51,7 @@ flags.DEFINE_integer("steps", 15, "timed steps of each")
 flags.DEFINE_integer("warmup", 2, "steps of each before timing")
 flags.DEFINE_integer("unroll", 0, "layers in each turn of our compiled loop; 0: all, so no loop")
 
+PRESETS = {"gpt2": "gpt2-124m", "llama": "llama-7b"}
 LEARNING_RATE, DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
 
 Step = Callable[[dict[str, np.ndarray]], float]
@@ -50,19 +61,23 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
     config = presets.config(
-        "gpt2-124m",
+        PRESETS[FLAGS.model],
         vocab_size=FLAGS.vocab,
         context_length=FLAGS.length,
         layers=FLAGS.layers,
         width=FLAGS.width,
         heads=FLAGS.heads,
+        kv_heads=FLAGS.heads,
         hidden=FLAGS.hidden,
     )
     torch.set_num_threads(os.cpu_count() or 1)
+    if FLAGS.memory:
+        print(json.dumps(memory(config)))
+        return
     peer = make_peer(config)
     names = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
     take_ours, report = make_ours(
-        config, blocks.stack_layers(hf.from_theirs("gpt2", config, names))
+        config, blocks.stack_layers(hf.from_theirs(FLAGS.model, config, names))
     )
     steps = {"ours": take_ours, "torch": make_torch(peer)}
     peaks = {"ours": flops.measure(), "torch": torch_peak()}
@@ -88,7 +103,50 @@ def main(argv: list[str]) -> None:
     print(
         f"load   {load:.1f} on {os.cpu_count()} cores at the start; well above 1: do not quote this"
     )
-    print(f"both   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB at most")
+    held = {name: alone(name) / 2**20 for name in steps}
+    print(
+        f"memory {held['ours']:.0f} MiB at most ours, {held['torch']:.0f} torch: {held['ours'] / held['torch']:.2f}x"
+    )
+
+
+def alone(name: str) -> int:
+    """The bytes that the steps of one side hold at most, in a process of their own."""
+    asked = [word for word in sys.argv[1:] if not word.startswith("--memory")]
+    told = subprocess.run(
+        [sys.executable, __file__, *asked, f"--memory={name}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def memory(config: model.ModelConfig) -> int:
+    """What the steps of `--memory` hold at most over what this process held before."""
+    before = status("VmRSS")
+    if FLAGS.memory == "ours":
+        net = model.build(config)
+        take, _ = make_ours(
+            config,
+            blocks.stack_layers(
+                jax.device_get(jax.jit(lambda: model.init(net, key=jax.random.key(0)))())
+            ),
+        )
+    else:
+        take = make_torch(make_peer(config))
+    for i in range(FLAGS.warmup):
+        take(make_batch(i))
+    # What compiling took is not what a step takes.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    for i in range(FLAGS.steps):
+        take(make_batch(i))
+    return status("VmHWM") - before
+
+
+def status(name: str) -> int:
+    """Bytes that Linux reports of this process."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
@@ -105,7 +163,8 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 def make_ours(config: model.ModelConfig, params: dict) -> tuple[Step, Callable[[], str]]:
     """Our step from these stacked parameters, and what to say about its compilation afterwards."""
-    net = model.build(config, model.Runtime(scan=True, unroll=FLAGS.unroll or FLAGS.layers))
+    runtime = model.Runtime(scan=True, unroll=FLAGS.unroll or FLAGS.layers, dropout=FLAGS.dropout)
+    net = model.build(config, runtime)
     transform = optimizer.build(
         optimizer.OptimizerConfig(
             learning_rate=LEARNING_RATE,
@@ -143,8 +202,25 @@ def make_ours(config: model.ModelConfig, params: dict) -> tuple[Step, Callable[[
 
 
 def make_peer(config: model.ModelConfig) -> torch.nn.Module:
-    """A Hugging Face GPT-2 of the same shape, without dropout."""
+    """A Hugging Face model of the same shape."""
     torch.manual_seed(0)
+    if FLAGS.model == "llama":
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=config.vocab_size,
+                max_position_embeddings=config.context_length,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.kv_heads,
+                intermediate_size=config.hidden,
+                rms_norm_eps=config.norm_epsilon,
+                tie_word_embeddings=False,
+                bos_token_id=0,
+                eos_token_id=0,
+                use_cache=False,
+            )
+        ).train()
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=config.vocab_size,
@@ -155,8 +231,8 @@ def make_peer(config: model.ModelConfig) -> torch.nn.Module:
             n_inner=config.hidden,
             layer_norm_epsilon=config.norm_epsilon,
             activation_function="gelu_new",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
+            resid_pdrop=FLAGS.dropout,
+            embd_pdrop=FLAGS.dropout,
             attn_pdrop=0.0,
             bos_token_id=0,
             eos_token_id=0,
@@ -167,7 +243,7 @@ def make_peer(config: model.ModelConfig) -> torch.nn.Module:
 
 def make_torch(net: torch.nn.Module) -> Step:
     """The peer's step, with torch's fused AdamW."""
-    # GPT-2's vectors are its norms and biases.
+    # Vectors are norms and biases.
     groups = [
         {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": DECAY},
         {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0},
