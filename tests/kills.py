@@ -245,7 +245,13 @@ def _resumed(out: str) -> list[int]:
 # The matrix.
 
 OFTEN = {"eval_every": 11, "sample_every": 17, "save_every": 5}
-OPTIMIZERS: dict[str, dict[str, Any]] = {"adamw": {}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adafactor": {"name": "adafactor"},
+    "lion, bfloat16 moments": {"name": "lion", "moments_dtype": "bfloat16"},
+    "muon, averaged weights": {"name": "muon", "ema_decay": 0.9},
+    "sgd": {"name": "sgd", "schedule": "wsd"},
+    "schedule-free": {"name": "schedule_free", "schedule": "constant"},
+}  # besides adamw, which all others have
 ONE, EIGHT = {"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}
 WIDE = {"batch_size": 8, **OFTEN}  # rows that eight devices can share
 
@@ -272,7 +278,7 @@ CELLS = (
     _cell("recomputation, unrolled", runtime={"remat": "full", "unroll": 2}),
     _cell("bad steps skipped",
           optimizer={"learning_rate": 1e-5}, train={"on_bad_step": "skip", "spike": 1.0}),
-    *(_cell(f"optimiser {name}", optimizer=group) for name, group in OPTIMIZERS.items() if group),
+    *(_cell(name, optimizer=group) for name, group in OPTIMIZERS.items()),
     _cell("8 devices: data 2, fsdp 2, tensor 2", (EIGHT,), train=WIDE),
     _cell("8 devices: fsdp 8", ({"fsdp": 8},), train={**WIDE, "accumulate": 1}),
     _cell("LSTM on 8 devices: fsdp 4, data 2", ({"fsdp": 4, "data": 2},), train={**WIDE, "accumulate": 1},
