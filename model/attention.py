@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from model import cache, layers, positions
+from model import cache, layers, positions, sharding
 from model.config import ModelConfig, Runtime, Scores
 
 BLOCK = 128
@@ -171,7 +171,9 @@ def attend(
     """
     length = q_BTNH.shape[1]
     if kind == "auto":
-        kind = "blocks" if sight.causal and length > BLOCK else "xla"
+        # Blocks of rows whose tokens lie on several devices would have to be sent around.
+        whole = sharding.devices_of("sequence") == 1
+        kind = "blocks" if sight.causal and length > BLOCK and whole else "xla"
     if kind != "blocks":
         return _attend(kind, scale, cap, q_BTNH, k_BSKH, v_BSKH, sight.sees, sight.bias)
     part = jax.checkpoint(functools.partial(_attend, "xla", scale, cap))

@@ -121,6 +121,11 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch", "sequence"), RULES))
 
 
+def devices_of(axis: str) -> int:
+    """Over how many devices the mesh in force lays that axis; 1 where there is none."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import model
-from model import attention, cache, errors, layers
+from model import attention, cache, errors, layers, sharding
 from model.config import Head, ModelConfig, Runtime, Scores
 from tests import variants
 
@@ -267,6 +267,24 @@ def test_blocks_store_no_map_and_skip_what_nobody_sees():
     temp = [program.memory_analysis().temp_size_in_bytes for program in (blocks, whole)]
     assert temp[0] < 0.5 * temp[1]
     assert f"{length},{length}]" not in blocks.as_text()
+
+
+@pytest.mark.parametrize(("axis", "blocks"), [("data", True), ("sequence", False)])
+def test_rows_whose_tokens_lie_on_several_devices_are_not_cut(axis, blocks, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    sight, parts = attention.look(8, causal=True), []
+    monkeypatch.setattr(attention, "_cut", lambda *args: parts.append(args))
+    x_BTNH = jax.ShapeDtypeStruct((2, 8, 1, 2), jnp.float32)
+    mesh = sharding.make_mesh({axis: 2}, jax.devices()[:2])
+    attend = sharding.on_mesh(
+        lambda: jax.eval_shape(
+            lambda x: attention.attend(x, x, x, sight, 1.0, 0.0, "auto"), x_BTNH
+        ),
+        mesh,
+    )
+    monkeypatch.setattr(attention, "_attend", lambda kind, scale, cap, q, *others: q)
+    attend()
+    assert bool(parts) == blocks
 
 
 def test_cudnn_needs_bfloat16():
