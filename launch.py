@@ -16,7 +16,6 @@ if any(word.lstrip("-").startswith("coordinator") for word in sys.argv):
     # Where JAX would print a stack trace when its coordinator is lost, train/distributed.py says it in a line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
 
-import ast
 import errno
 import pathlib
 import re
@@ -66,6 +65,16 @@ _ARMS = flags.DEFINE_string(
     "arms", None, "a JSON list of settings objects, in place of a grid of flags"
 )
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
+# Of sweeps over a config.
+_ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
+_CHAIN = flags.DEFINE_bool("chain", False, "one key after the other, the rest as the config has it")
+_RANDOM = flags.DEFINE_integer("random", None, "so many draws; keys may be log:1e-4:1e-2")
+_DRAWS = flags.DEFINE_integer("sweep_seed", 0, "of the draws of --random")
+_SEEDS = flags.DEFINE_string("seeds", None, "how many seeds per setting, or a list of them")
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n trains every n-th arm from the i-th on, from 0")
+_RETRY = flags.DEFINE_bool("retry", False, "train arms that failed again")
+_REPORT = flags.DEFINE_bool("report", False, "train nothing; the table of what there is")
+_UNEQUAL = flags.DEFINE_bool("allow_unequal_tokens", False, "compare arms of unequal token budgets")
 
 # Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
 _SETTINGS = ("decode", "inspect", "sweep")
@@ -86,6 +95,10 @@ _READS: dict[str, tuple[str, ...]] = {
         "batch_size",
     ),
     "sweep": ("from", "prompts", "arms", "baseline", "workdir", "seed", "draft", "amateur"),
+    "sweep --config": (
+        *("config", "workdir", "zip", "chain", "random", "sweep_seed", "seeds", "shard"),
+        *("retry", "report", "allow_unequal_tokens"),
+    ),
     "eval": ("from",),
     "inspect": ("from", "prompt"),
     "replay": ("workdir",),
@@ -149,7 +162,9 @@ def decode_verb(overrides: Sequence[str]) -> int:
 
 
 def sweep_verb(overrides: Sequence[str]) -> int:
-    """decode the same prompts under every combination of settings; a table and a picture"""
+    """train a config, or decode prompts, under every combination of values; a table and pictures"""
+    if _CONFIG.value is not None:
+        return _training_sweep(overrides)
     import model
     from decode import grid, sweep
     from model import errors
@@ -167,6 +182,35 @@ def sweep_verb(overrides: Sequence[str]) -> int:
     if outcome.numbers["measures"]:
         print(f"picture: {heatmap.draw(outcome.numbers, workdir)}")
     return outcome.code
+
+
+def _training_sweep(overrides: Sequence[str]) -> int:
+    """What `sweep` does with a config: a `train` process per arm, in turn."""
+    import jax
+
+    from model import errors
+    from train import standings, sweep, trials
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator's memory is the arms'
+    given = {"zip": _ZIP.value, "chain": _CHAIN.value, "random": _RANDOM.value is not None}
+    ways = [way for way, value in given.items() if value]
+    if len(ways) > 1:
+        raise errors.BadInput(f"--{ways[0]} and --{ways[1]} contradict each other; leave one out")
+    how: dict[str, Any] = dict(way=ways[0] if ways else "product", draws=_RANDOM.value or 0)
+    seeds: dict[str, Any] = dict(sweep_seed=_DRAWS.value, seeds=_SEEDS.value)
+    groups, workdir = _CONFIG.value.to_dict(), _directory("workdir")
+    asked = trials.arms(groups, overrides, **how, **seeds, unequal=_UNEQUAL.value)
+    arms = trials.shard(asked, _SHARD.value)
+    code = 0
+    if not _REPORT.value:
+        train = [sys.executable, os.path.abspath(__file__), "train"]
+        train.append(f"--compilation_cache={_CACHE.value}")
+        code = sweep.run(arms, workdir, train, retry=_RETRY.value)
+    if len(arms) < len(asked.arms) and not _REPORT.value:
+        print(f"shard {_SHARD.value} is done; when all are, --report makes the table")
+        return code
+    print(*standings.report(asked, workdir), sep="\n")
+    return code
 
 
 def eval_verb(overrides: Sequence[str]) -> int:
@@ -314,12 +358,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
             )
         hint = errors.nearest(word, VERBS)
         raise errors.BadInput(f"there is no verb {word!r}{hint}; known: {', '.join(VERBS)}")
-    reads, settings = _READS[words[1]], options.NAMES if words[1] in _SETTINGS else ()
+    verb = "sweep --config" if words[1] == "sweep" and flags.FLAGS["config"].present else words[1]
+    reads, settings = _READS[verb], options.NAMES if verb in _SETTINGS else ()
     for name in (*options.NAMES, *(name for names in _READS.values() for name in names)):
         if flags.FLAGS[name].present and name not in (*reads, *settings):
             listed = ", ".join(f"--{name}" for name in (*reads, *settings[:1]))
             more = " and the other settings" if settings else ""
-            raise errors.BadInput(f"{words[1]} does not read --{name}; it reads {listed}{more}")
+            raise errors.BadInput(f"{verb} does not read --{name}; it reads {listed}{more}")
     if overrides and _CONFIG.value is None:
         raise errors.BadInput(
             f"{overrides[0]} changes a recipe, and none is given; add --config=FILE"
@@ -342,23 +387,9 @@ def _complaint(error: Exception) -> str:
 
 def _config(overrides: Sequence[str]) -> dict[str, Any]:
     """The groups of the config file with `--config.group.key=value` put in; keys are checked by the recipe."""
-    from model import errors
+    from train import overrides as config_overrides
 
-    groups = _CONFIG.value.to_dict()
-    for override in overrides:
-        path, equals, text = override.removeprefix("--config.").partition("=")
-        *parents, key = path.split(".")
-        if not equals:
-            raise errors.BadInput(f"{override} has no value; write {override}=VALUE")
-        group = groups
-        for name in parents:
-            group = group.setdefault(name, {})
-            if not isinstance(group, dict):
-                raise errors.BadInput(
-                    f"--config.{path}: config.{name} is {group!r}, which has no keys"
-                )
-        group[key] = _value(text)
-    return groups
+    return config_overrides.apply(_CONFIG.value.to_dict(), overrides)
 
 
 def _recipe(overrides: Sequence[str]) -> Any:
@@ -366,15 +397,6 @@ def _recipe(overrides: Sequence[str]) -> Any:
     from train import recipe
 
     return recipe.from_config(_config(overrides))
-
-
-def _value(text: str) -> Any:
-    """A value as Python or JSON writes it; anything else is text."""
-    words = {"true": True, "false": False, "null": None}
-    try:
-        return words[text] if text in words else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _given() -> dict[str, list[str]]:

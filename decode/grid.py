@@ -114,7 +114,23 @@ def values(name: str, text: str) -> list[Any]:
     >>> values("top_k", "0,50"), values("allowed_token_ids", "[5, 7],[5]"), values("preset", "hf,vllm")
     ([0, 50], [[5, 7], [5]], ['hf', 'vllm'])
     """
-    return [_value(name, part.strip()) for part in _split(text)]
+    return [_value(name, part.strip()) for part in split(text)]
+
+
+def split(text: str, quotes: str = '"') -> list[str]:
+    """At the commas outside of brackets and quotes; a text whose brackets do not match is one value."""
+    parts, depth, quote, escaped = [""], 0, "", False
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += letter
+        if letter in (quote or quotes) and not escaped:
+            quote = "" if quote else letter
+        escaped = letter == "\\" and not escaped
+        if not quote:
+            depth += (letter in _OPENING) - (letter in _CLOSING)
+    return [text] if depth or quote else parts
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -208,22 +224,6 @@ def _is_quoted(text: str) -> bool:
         return isinstance(json.loads(text), str)
     except ValueError:
         return False
-
-
-def _split(text: str) -> list[str]:
-    """At the commas outside of brackets and double quotes; a text whose brackets do not match is one value."""
-    parts, depth, quoted, escaped = [""], 0, False, False
-    for letter in text:
-        if letter == "," and not depth and not quoted:
-            parts.append("")
-            continue
-        parts[-1] += letter
-        if letter == '"' and not escaped:
-            quoted = not quoted
-        escaped = letter == "\\" and not escaped
-        if not quoted:
-            depth += (letter in _OPENING) - (letter in _CLOSING)
-    return [text] if depth or quoted else parts
 
 
 def _unique(several: Iterable[Any]) -> tuple[Any, ...]:

@@ -228,6 +228,11 @@ def bleu(groups: Groups, references: References) -> Estimate | None:
     return Estimate(score(total_C), np.array([score(total_C - row_C) for row_C in rows_NC]))
 
 
+def mean(values: Sequence[float]) -> Estimate | None:
+    """Of independent numbers, such as a loss per seed; its interval is that of Student's t."""
+    return _without(math.fsum(values), len(values), values, [1] * len(values))
+
+
 def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
     """The runs of n tokens, in order."""
     return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]

@@ -1,6 +1,6 @@
 """What does a sweep look like? A panel per measure: a heat map over two settings, or a line over one.
 
-It draws the numbers that `decode.sweep` writes into results.json.
+It draws the numbers that `decode.sweep` writes into results.json, and those of `train.standings`.
 """
 
 import math
@@ -17,6 +17,7 @@ from decode import comparison
 from train import figures
 
 COLUMNS = 4
+SHARED = "and the same random numbers for all arms."
 CELL, LETTER = 0.52, 0.072  # inches: of a cell at least, and of a letter of 8 points
 
 
@@ -58,7 +59,8 @@ def data(results: Mapping[str, Any]) -> dict[str, Any]:
         "figure": "sweep",
         "axes": drawn,
         "averaged": [axes[i]["name"] for i in order[2:]],
-        "prompts": results["prompts"],
+        "note": results.get("note") or f"{results['prompts']} prompts, {SHARED}",
+        "over": results.get("over", "prompts"),
         "constant": constant,
         "measures": measures,
     }
@@ -91,7 +93,7 @@ def panels(numbers: Mapping[str, Any]) -> Figure:
         box = left / width, 1 - (upper + high) / height, wide / width, high / height
         axes = figure.add_axes(box)
         axes.set_title(measure["title"], fontsize=9, loc="left", pad=4)
-        (_cells if down else _dots if named else _line)(axes, measure)
+        (_cells if down else _dots if named else _line)(axes, measure, across)
         if labels:
             axes.set_yticks(range(len(labels)), [] if column else labels, color=figures.INK)
         if down and not column:
@@ -99,14 +101,16 @@ def panels(numbers: Mapping[str, Any]) -> Figure:
         if not named:
             last = i + columns >= len(measures)
             look: Any = dict(color=figures.INK, rotation=90 * turned)
-            axes.set_xticks(range(len(ticks)), ticks if last else [], **look)
+            axes.set_xticks(
+                range(len(ticks)) if down else _places(across), ticks if last else [], **look
+            )
             axes.set_xlabel(across["name"] * last, fontsize=8, color=figures.SOFT)
     figure.text(0.12 / width, 1 - 0.12 / height, _title(numbers), **figures.TITLE, va="top")
     figure.text(0.12 / width, 1 - 0.37 / height, note, color=figures.SOFT, va="top")
     return figure
 
 
-def _cells(axes: Axes, measure: Mapping[str, Any]) -> None:
+def _cells(axes: Axes, measure: Mapping[str, Any], across: Mapping[str, Any]) -> None:
     """Values by colour, dark is high, and in digits."""
     values = np.array(measure["values"], float)
     low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0, 1)
@@ -127,15 +131,18 @@ def _cells(axes: Axes, measure: Mapping[str, Any]) -> None:
     _bare(axes)
 
 
-def _line(axes: Axes, measure: Mapping[str, Any]) -> None:
-    """Values over one axis with their intervals, the values of the setting at equal distances."""
-    axes.errorbar(range(len(measure["values"][0])), *_points(measure), **_marks("-"))
+def _line(axes: Axes, measure: Mapping[str, Any], across: Mapping[str, Any]) -> None:
+    """Values over one axis with their intervals: at their numbers if the axis has any, else at equal distances."""
+    axes.errorbar(_places(across), *_points(measure), **_marks("-"))
+    if across.get("log"):
+        axes.set_xscale("log")
+        axes.minorticks_off()
     axes.margins(x=0.08, y=0.12)
     axes.grid(axis="y", color=figures.FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _dots(axes: Axes, measure: Mapping[str, Any]) -> None:
+def _dots(axes: Axes, measure: Mapping[str, Any], across: Mapping[str, Any]) -> None:
     """A value per arm with its interval, the first arm on top."""
     values, half_widths = _points(measure)
     axes.errorbar(values, range(len(values)), xerr=half_widths, **_marks("none"))
@@ -148,6 +155,10 @@ def _dots(axes: Axes, measure: Mapping[str, Any]) -> None:
 def _points(measure: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     values, half_widths = measure["values"][0], measure["half_widths"][0]
     return np.array(values, float), np.nan_to_num(np.array(half_widths, float))
+
+
+def _places(axis: Mapping[str, Any]) -> Sequence[float]:
+    return axis.get("numbers") or range(len(axis["values"]))
 
 
 def _marks(line: str) -> dict[str, Any]:
@@ -181,9 +192,9 @@ def _title(numbers: Mapping[str, Any]) -> str:
 
 
 def _note(numbers: Mapping[str, Any]) -> str:
-    note = f"{numbers['prompts']} prompts, and the same random numbers for all arms."
+    note = numbers["note"]
     if len(numbers["axes"]) == 1:
-        note += " Bars: 95 % intervals over prompts."
+        note += f" Bars: 95 % intervals over {numbers['over']}."
     if numbers["averaged"]:
         note += f" Each cell is the mean over {' and '.join(numbers['averaged'])}."
     same = [f"{each['title']} {_written(each, each['value'])}" for each in numbers["constant"]]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from decode import grid
 from decode.requests import Request
 from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
@@ -282,6 +283,23 @@ def to_json(recipe: Recipe, model: ModelConfig) -> str:
     """The recipe as `config.json` holds it: every default written out, `model` resolved."""
     groups = {**dataclasses.asdict(recipe), "model": dataclasses.asdict(model)}
     return json.dumps(groups, indent=2, ensure_ascii=False) + "\n"
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Every key of a recipe with its value, by dotted path, as far as it can be said before the tokenizer is there."""
+    config = recipe.model_config(recipe.tokenizer.vocab_size or 1)
+    return _flat(json.loads(to_json(recipe, config)))
+
+
+def digest(recipe: Recipe) -> str:
+    """12 letters for what a run computes: of all keys but those that are `CHANGEABLE`, defaults written out."""
+    return grid.digest(
+        {
+            key: value
+            for key, value in resolved(recipe).items()
+            if not any(re.search(rule, key) for rule in CHANGEABLE)
+        }
+    )
 
 
 def changes(
