@@ -46,6 +46,8 @@ _ROWS = flags.DEFINE_integer("batch_size", 8, "rows that run at once; part of a 
 _ARMS = flags.DEFINE_string(
     "arms", None, "a JSON list of settings objects, in place of a grid of flags"
 )
+_MESH = flags.DEFINE_string("mesh", None, "devices to plan for, such as data:8,fsdp:64,tensor:4")
+_CHIP = flags.DEFINE_string("chip", None, "what these devices are, such as v5p or h100")
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
 
 # Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
@@ -69,7 +71,7 @@ _READS: dict[str, tuple[str, ...]] = {
     "replay": ("workdir",),
     "import": ("from", "workdir"),
     "export": ("from", "workdir"),
-    "plan": ("config",),
+    "plan": ("config", "mesh", "chip"),
 }
 
 
@@ -184,13 +186,13 @@ def export_verb(overrides: Sequence[str]) -> int:
 
 
 def plan_verb(overrides: Sequence[str]) -> int:
-    """what a config would cost: parameters by part, bytes, operations"""
+    """what a config would cost: parameters, bytes, operations; on a mesh that need not be there, each device's share"""
     from model import errors
     from train import plan
 
     if _CONFIG.value is None:
         raise errors.BadInput("plan needs a config; add --config=configs/preset.py:gpt2-124m")
-    return plan.run(_config(overrides))
+    return plan.run(_config(overrides), _MESH.value, _CHIP.value)
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
