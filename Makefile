@@ -17,7 +17,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle parity invariance goodness format bench clean
+.PHONY: help quickstart test lint types unit oracle parity invariance goodness plan format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -65,6 +65,12 @@ invariance: $(READY) ## what may change around a request without changing its co
 
 goodness: $(READY) ## whether draws are samples of what settings define, for docs/results.md; some minutes
 	$(RUN) benchmarks/goodness.py
+
+plan: $(READY) ## three published models on meshes that are not here, and plans beside what XLA compiles; for docs/results.md
+	$(call launch,plan --config=configs/preset.py:gpt3-175b $(GPT3))
+	$(call launch,plan --config=configs/preset.py:bloom-176b $(BLOOM))
+	$(call launch,plan --config=configs/preset.py:llama-65b $(LLAMA))
+	$(RUN) benchmarks/plan.py
 
 bench: $(PEERS) ## training and decoding, side by side with their peers; for docs/results.md
 	$(RUN) benchmarks/train_step.py

@@ -125,8 +125,12 @@ def _gradients(
         passes = [("gradients", step.accumulate)]
         if head:
             passes = [("gradient of the head, chunk by chunk", step.accumulate * step.chunks)]
-            if config.tied:
-                passes.append(("gradients", step.accumulate))
+        if leaf.path.startswith("embedding/"):
+            # Its rows are sent to where they belong with the embedded tokens' gradients: see `_lookup`.
+            size = step.accumulate * _whole(leaf, "tensor")
+            axes = ("data", "sequence") if leaf.parts("fsdp") > 1 else batch
+            add("gradients", "all-reduce", axes, step.accumulate, size)
+            passes = passes if head else []
         for what, times in passes:
             whole = times * _whole(leaf, "fsdp")
             if leaf.parts("fsdp") > 1:
@@ -135,9 +139,16 @@ def _gradients(
             else:
                 add(what, "all-reduce", batch, times * layers, whole)
     return [
-        Collective(what, kind, tuple(a for a in axes if sizes[a] > 1), _devices(sizes, axes), int(count), size)
+        Collective(
+            what,
+            kind,
+            tuple(a for a in axes if sizes[a] > 1),
+            _devices(sizes, axes),
+            int(count),
+            size,
+        )
         for (what, kind, axes), (count, size) in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def _activations(
@@ -147,7 +158,9 @@ def _activations(
     names = {leaf.path.rsplit("/", 2)[-2] for leaf in params if leaf.parts("tensor") > 1}
     forward = len(names & {"out", "down"})
     backward = len(names & {"query", "key", "value", "up", "gate"})
-    again = forward if step.remat == "full" else 0
+    # What only the residual stream reads is not computed again.
+    needed = {"pre": names & {"out"}, "parallel": set()}.get(config.block, names & {"out", "down"})
+    again = len(needed) if step.remat == "full" else 0
     many = config.layers * step.accumulate
     found = []
     if config.family not in RECURRENT:
@@ -161,19 +174,68 @@ def _activations(
         keys = config.kv_heads // (tensor if "key" in names else 1) * config.head_size
         seen = step.rows * step.length * sizes["sequence"] * keys * step.itemsize
         count = many * (2 + 2 * (step.remat != "none"))
-        found.append(Collective("keys and values", "all-gather", ("sequence",), sizes["sequence"], count, count * seen))  # fmt: skip
-        found.append(Collective("their gradients", "reduce-scatter", ("sequence",), sizes["sequence"], 2 * many, 2 * many * seen))  # fmt: skip
+        found.append(
+            Collective(
+                "keys and values",
+                "all-gather",
+                ("sequence",),
+                sizes["sequence"],
+                count,
+                count * seen,
+            )
+        )
+        found.append(
+            Collective(
+                "their gradients",
+                "reduce-scatter",
+                ("sequence",),
+                sizes["sequence"],
+                2 * many,
+                2 * many * seen,
+            )
+        )
     if any(leaf.parts("tensor") > 1 for leaf in params if _head(config, leaf)):
         count = step.accumulate * step.chunks
         found.append(
-            Collective("the head's gradient of its input", "all-reduce", ("tensor",), tensor, count,
-                       step.accumulate * stream)
-        )  # fmt: skip
+            Collective(
+                "the head's gradient of its input",
+                "all-reduce",
+                ("tensor",),
+                tensor,
+                count,
+                step.accumulate * stream,
+            )
+        )
+    return found + _lookup(params, sizes, step, stream)
+
+
+def _lookup(
+    params: Sequence[Leaf], sizes: Mapping[str, int], step: Step, stream: int
+) -> list[Collective]:
+    """Of the table of tokens: every device looks up all rows in the columns that `fsdp` leaves it."""
     table = next((leaf for leaf in params if leaf.path.startswith("embedding/")), None)
-    if table is not None and table.parts("tensor") > 1:
-        size = step.accumulate * _whole(table, "tensor")
-        found.append(Collective("table of the lookup", "all-gather", ("tensor",), tensor, step.accumulate, size))  # fmt: skip
-    if table is not None and table.parts("fsdp") > 1:
-        count = 2 * step.accumulate
-        found.append(Collective("embedded tokens", "all-to-all", ("fsdp",), sizes["fsdp"], count, count * stream))  # fmt: skip
+    if table is None:
+        return []
+    rows, columns = table.parts("tensor"), table.parts("fsdp")
+    count = step.accumulate
+    found = [
+        Collective(
+            "table of the lookup",
+            "all-gather",
+            ("tensor",),
+            rows,
+            count,
+            count * _whole(table, "tensor"),
+        )
+    ]
+    if rows > 1:
+        found.append(
+            Collective("embedded tokens", "all-gather", ("fsdp",), columns, count, count * stream)
+        )
+    else:
+        found.append(
+            Collective(
+                "embedded tokens", "all-to-all", ("fsdp",), columns, 2 * count, 2 * count * stream
+            )
+        )
     return found

@@ -136,5 +136,8 @@ def _leaf(path: Any, leaf: Any, spec: PartitionSpec, sizes: Mapping[str, int]) -
         entries.append(entry if size % parts == 0 else None)
         if size % parts:
             whole.append((size, names(entry)))
-    name = "/".join(str(getattr(step, "key", getattr(step, "name", getattr(step, "idx", step)))) for step in path)  # fmt: skip
+    name = "/".join(
+        str(getattr(step, "key", getattr(step, "name", getattr(step, "idx", step))))
+        for step in path
+    )
     return Leaf(name, leaf.shape, leaf.dtype.itemsize, PartitionSpec(*entries), sizes, tuple(whole))

@@ -1,8 +1,8 @@
 """How much memory does a program hold at most, how much does it move, and what does it compute? Read off its jaxpr.
 
 A model of what XLA does: matrix products, gathers and loops write their results to memory; everything else is computed
-inside what reads it, unless a matrix product reads it, or two readers would compute something dear twice. A buffer lives
-from its writing to its last reading, and what a loop collects lives as long as the loop.
+inside what reads it, unless a matrix product reads it, or two readers would compute it twice. A buffer lives from its
+writing to its last reading.
 """
 
 import dataclasses
@@ -14,14 +14,46 @@ from jax.extend import core
 
 Size = Callable[[tuple[int, ...], int], float]
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint",
-         "remat", "remat2")  # fmt: skip
-ALIASES = ("reshape", "transpose", "squeeze", "expand_dims", "stop_gradient", "copy", "copy_p",
-           "sharding_constraint", "optimization_barrier")  # fmt: skip
-WRITTEN = ("dot_general", "ragged_dot", "conv_general_dilated", "scan", "while", "cond", "gather", "sort", "top_k",
-           "concatenate", "dynamic_update_slice", "cumsum", "cummax", "cumlogsumexp", "custom_call")  # fmt: skip
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+)
+ALIASES = (
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "stop_gradient",
+    "copy",
+    "copy_p",
+    "sharding_constraint",
+    "optimization_barrier",
+)
+WRITTEN = (
+    "dot_general",
+    "ragged_dot",
+    "conv_general_dilated",
+    "scan",
+    "while",
+    "cond",
+    "gather",
+    "sort",
+    "top_k",
+    "concatenate",
+    "dynamic_update_slice",
+    "cumsum",
+    "cummax",
+    "cumlogsumexp",
+    "custom_call",
+)
 REDUCES = ("reduce_", "argm")  # written, and what they read is computed inside them
-DEAR = ("exp", "exp2", "tanh", "log", "log1p", "logistic", "erf", "erfc", "pow", "rsqrt", "sqrt", "sin", "cos", "div")  # fmt: skip
+CHEAP = ("broadcast_in_dim", "iota", "convert_element_type", "dynamic_slice", "slice")
 
 
 class Cost(NamedTuple):
@@ -142,7 +174,7 @@ def _buffers(program: Program, kept: bool) -> tuple[set[int], dict[int, int], di
         written = _written(op.name)
         fused = not written and op.name not in ALIASES
         for out in op.outs:
-            dear = op.name in DEAR and readers.get(out, 0) > 1
+            dear = op.name not in CHEAP and readers.get(out, 0) > 1
             if written or (fused and (out in hard or dear)):
                 buffers.add(out)
         where = max((last.get(out, i) for out in op.outs if out not in buffers), default=i)
@@ -172,7 +204,7 @@ def _cost(program: Program, size: Size, kept: bool) -> Cost:
 
     begun: set[int] = set()
     for i, op in enumerate(program.ops):
-        inner = _nested(op, size)
+        inner = _nested(op, program, size)
         held -= free(_replaced(op), i)  # the result takes the place of what it was computed from
         made = [out for out in op.outs if out in buffers]
         begun.update(made)
@@ -194,8 +226,29 @@ def _replaced(op: Op) -> list[int]:
     return op.ins if in_place else []
 
 
-def _nested(op: Op, size: Size) -> Cost:
-    """What a loop or a choice costs beside its results."""
+def _copied(op: Op, program: Program, size: Size) -> float:
+    """Bytes of a product's operands that must be laid out anew for it, as grouped heads are.
+
+    A product reads matrices: the dimensions that count them first, and those it sums over together at either end.
+    """
+    copies = 0.0
+    if op.name == "dot_general" and len(op.ins) == 2:
+        for operand, summed, counting in zip(op.ins, *op.params["dimension_numbers"], strict=True):
+            shape, _ = program.shapes[operand]
+            real = [i for i, dimension in enumerate(shape) if dimension > 1]
+            first = [i for i in counting if shape[i] > 1]
+            rest = [i for i in real if i not in first]
+            own = sorted(i for i in summed if shape[i] > 1)
+            plain = real[: len(first)] == first and own in (rest[: len(own)], rest[-len(own) :])
+            copies += 0 if plain or not own else size(*program.shapes[operand])
+    return copies
+
+
+def _nested(op: Op, program: Program, size: Size) -> Cost:
+    """What an operation costs beside its results: a loop, a choice, or a product whose operands are not in order."""
+    if op.name == "dot_general":
+        copied = _copied(op, program, size)
+        return Cost(copied, 2 * copied, 0)
     if op.name == "scan":
         given = op.params["num_consts"] + op.params["num_carry"]
         body = _cost(_program(op.params["jaxpr"].jaxpr, given), size, kept=False)
@@ -229,7 +282,14 @@ def saved(closed: Any, size: Size, length: int, params: Iterable[tuple[int, ...]
                 if eqn.params["length"] == length:
                     many = [v.aval for v in eqn.outvars[eqn.params["num_carry"] :]]
                     plain = [a for a in many if tuple(a.shape) not in known]
-                    most = max(most, sum(size(tuple(a.shape), a.dtype.itemsize) for a in plain if hasattr(a.dtype, "itemsize")))  # fmt: skip
+                    most = max(
+                        most,
+                        sum(
+                            size(tuple(a.shape), a.dtype.itemsize)
+                            for a in plain
+                            if hasattr(a.dtype, "itemsize")
+                        ),
+                    )
             elif (inner := _inner(eqn)) is not None:
                 most = max(most, of(inner))
         return most

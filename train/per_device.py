@@ -172,7 +172,10 @@ def _shapes(config: ModelConfig, runtime: Runtime) -> dict[tuple[int, ...], Leaf
 def _sizer(config: ModelConfig, runtime: Runtime, sizes: Mapping[str, int]) -> memory.Size:
     """Bytes of an array in that trace: `fsdp` splits what has a parameter's shape, `sequence` what has another."""
     mesh = layout.mesh_of({"fsdp": sizes["fsdp"]})
-    laid = {leaf.path: leaf.parts() for leaf in layout.leaves(layout.boxed_params(config, runtime), mesh)}  # fmt: skip
+    laid = {
+        leaf.path: leaf.parts()
+        for leaf in layout.leaves(layout.boxed_params(config, runtime), mesh)
+    }
     parts = {shape: laid[leaf.path] for shape, leaf in _shapes(config, runtime).items()}
 
     def size(shape: tuple[int, ...], itemsize: int) -> float:
@@ -188,17 +191,21 @@ def table(found: Budget, console: Console, chip: Chip | None = None) -> None:
     mesh = " × ".join(f"{axis} {size}" for axis, size in found.sizes.items() if size > 1) or "1"
     train, run = found.asked.train, found.asked.runtime
     console.print(
-        f"{devices:,} devices: {mesh}; {train.batch_size:,} rows of {found.asked.length:,} tokens in {train.accumulate} "
-        f"parts, {run.dtype}, remat {run.remat}, {found.asked.optimizer.name}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{devices:,} devices: {mesh}; {train.batch_size:,} rows of {found.asked.length:,} tokens in "
+        f"{train.accumulate} parts, {run.dtype}, remat {run.remat}, {found.asked.optimizer.name}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     for line in found.refused:
         console.print(f"refused by train: {line}", markup=False, highlight=False, soft_wrap=True)
     for path, size, axes, count in layout.problems(found.params):
         console.print(
             f"not split: {path} has a dimension of {size}, which {axes} of {count} devices does not divide",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     tables.grid(console, ("each device", "bytes"), memory_rows(found))
     work = [
         ("operations, useful", tables.si(found.useful, "FLOP")),
@@ -208,9 +215,16 @@ def table(found: Budget, console: Console, chip: Chip | None = None) -> None:
     ]
     tables.grid(console, ("each device, each step", ""), work)
     sent = [
-        (each.what, each.kind, "×".join(each.axes), f"{each.count:,}", tables.si(each.bytes, "B"), tables.si(each.wire, "B"))
+        (
+            each.what,
+            each.kind,
+            "×".join(each.axes),
+            f"{each.count:,}",
+            tables.si(each.bytes, "B"),
+            tables.si(each.wire, "B"),
+        )
         for each in found.sent
-    ]  # fmt: skip
+    ]
     if sent:
         tables.grid(
             console, ("collectives of a step", "", "over", "count", "bytes", "sent"), sent, words=3
