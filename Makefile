@@ -17,7 +17,7 @@ ifeq ($(shell uname -s),Linux)
 quickstart bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help quickstart test lint types unit oracle parity invariance goodness kills sharding format bench clean
+.PHONY: help quickstart test lint types unit oracle parity invariance goodness kills sharding plan format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -71,6 +71,12 @@ kills: $(READY) ## trainings killed at random moments, against trainings left in
 
 sharding: $(READY) ## whether a mesh changes what is computed, for docs/results.md; some minutes
 	$(RUN) benchmarks/sharding.py
+
+plan: $(READY) ## three published models on meshes that are not here, and plans beside what XLA compiles; for docs/results.md
+	$(call launch,plan --config=configs/preset.py:gpt3-175b $(GPT3))
+	$(call launch,plan --config=configs/preset.py:bloom-176b $(BLOOM))
+	$(call launch,plan --config=configs/preset.py:llama-65b $(LLAMA))
+	$(RUN) benchmarks/plan.py
 
 bench: $(PEERS) ## training and decoding, side by side with their peers; for docs/results.md
 	$(RUN) benchmarks/train_step.py

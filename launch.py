@@ -18,7 +18,6 @@ if any(word.lstrip("-").startswith("coordinator") for word in sys.argv):
 
 import errno
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +63,8 @@ _ALLOW = flags.DEFINE_list(
 _ARMS = flags.DEFINE_string(
     "arms", None, "a JSON list of settings objects, in place of a grid of flags"
 )
+_MESH = flags.DEFINE_string("mesh", None, "devices to plan for, such as data:8,fsdp:64,tensor:4")
+_CHIP = flags.DEFINE_string("chip", None, "what these devices are, such as v5p or h100")
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
 # Of sweeps over a config.
 _ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
@@ -75,38 +76,6 @@ _SHARD = flags.DEFINE_string("shard", "0/1", "i/n trains every n-th arm from the
 _RETRY = flags.DEFINE_bool("retry", False, "train arms that failed again")
 _REPORT = flags.DEFINE_bool("report", False, "train nothing; the table of what there is")
 _UNEQUAL = flags.DEFINE_bool("allow_unequal_tokens", False, "compare arms of unequal token budgets")
-
-# Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
-_SETTINGS = ("decode", "inspect", "sweep")
-_READS: dict[str, tuple[str, ...]] = {
-    "train": (
-        *("config", "workdir", "allow_change", "coordinator", "process_id", "num_processes"),
-        *("coordinator_timeout", "heartbeat_timeout"),
-    ),
-    "decode": (
-        "from",
-        "workdir",
-        "config",
-        "prompt",
-        "prompts",
-        "seed",
-        "draft",
-        "amateur",
-        "batch_size",
-    ),
-    "sweep": ("from", "prompts", "arms", "baseline", "workdir", "seed", "draft", "amateur"),
-    "sweep --config": (
-        *("config", "workdir", "zip", "chain", "random", "sweep_seed", "seeds", "shard"),
-        *("retry", "report", "allow_unequal_tokens"),
-    ),
-    "eval": ("from",),
-    "inspect": ("from", "prompt"),
-    "replay": ("workdir",),
-    "import": ("from", "workdir"),
-    "export": ("from", "workdir"),
-    "plan": ("config",),
-    "check": ("config",),
-}
 
 
 def train_verb(overrides: Sequence[str]) -> int:
@@ -255,13 +224,13 @@ def export_verb(overrides: Sequence[str]) -> int:
 
 
 def plan_verb(overrides: Sequence[str]) -> int:
-    """what a config would cost: parameters by part, bytes, operations"""
+    """what a config would cost: parameters, bytes, operations; on a mesh that need not be there, each device's share"""
     from model import errors
     from train import plan
 
     if _CONFIG.value is None:
         raise errors.BadInput("plan needs a config; add --config=configs/preset.py:gpt2-124m")
-    return plan.run(_config(overrides))
+    return plan.run(_config(overrides), _MESH.value, _CHIP.value)
 
 
 def check_verb(overrides: Sequence[str]) -> int:
@@ -295,10 +264,11 @@ def run(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, _interrupted)
     try:
         from model import errors
+        from train import commandline
 
         logging.set_verbosity(logging.ERROR)
         try:
-            app.run(main, argv, flags_parser=_parse)
+            app.run(main, argv, flags_parser=lambda words: commandline.parse(words, VERBS))
         except errors.BadInput as error:
             _fail(str(error))
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -328,61 +298,6 @@ def main(argv: Sequence[str]) -> int:
     code = VERBS[argv[1]](argv[2:])
     sys.stdout.flush()
     return code
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-    """The program, the verb, and the overrides of the config; every mistake is one line."""
-    from decode import options
-    from model import errors
-
-    if not argv[1:] or any(word in ("-h", "--help") for word in argv):
-        verbs = "\n".join(f"  {name:<8} {function.__doc__}" for name, function in VERBS.items())
-        print(f"usage: python launch.py VERB [--flags]\n{verbs}\n{flags.FLAGS.main_module_help()}")
-        print(f"\nsettings, of {' and '.join(_SETTINGS)}; {options.FORMS}\n{options.listing()}")
-        sys.exit(0 if argv[1:] else 2)
-    for name in options.NAMES:
-        if name not in flags.FLAGS:
-            flags.DEFINE_multi_string(name, None, f"decode.Settings.{name}")
-    overrides = [word for word in argv if word.startswith("--config.")]
-    try:
-        words = flags.FLAGS([word for word in argv if word not in overrides])
-        if _CONFIG.value is not None:
-            _CONFIG.value.to_dict()  # a file that failed to load says so only when it is read
-    except Exception as error:  # of a flag, or of the person's config file, which may hold anything
-        raise errors.BadInput(_complaint(error)) from error
-    if len(words) != 2 or words[1] not in VERBS:
-        word = (words[2:] or words[1:] or ["nothing"])[0]
-        if len(words) > 2:
-            raise errors.BadInput(
-                f"{word!r} is not a flag; everything but the verb is a --flag=value"
-            )
-        hint = errors.nearest(word, VERBS)
-        raise errors.BadInput(f"there is no verb {word!r}{hint}; known: {', '.join(VERBS)}")
-    verb = "sweep --config" if words[1] == "sweep" and flags.FLAGS["config"].present else words[1]
-    reads, settings = _READS[verb], options.NAMES if verb in _SETTINGS else ()
-    for name in (*options.NAMES, *(name for names in _READS.values() for name in names)):
-        if flags.FLAGS[name].present and name not in (*reads, *settings):
-            listed = ", ".join(f"--{name}" for name in (*reads, *settings[:1]))
-            more = " and the other settings" if settings else ""
-            raise errors.BadInput(f"{verb} does not read --{name}; it reads {listed}{more}")
-    if overrides and _CONFIG.value is None:
-        raise errors.BadInput(
-            f"{overrides[0]} changes a recipe, and none is given; add --config=FILE"
-        )
-    return [*words, *overrides]
-
-
-def _complaint(error: Exception) -> str:
-    """What was wrong with the flags or the config file, in one line."""
-    text = re.sub(r"\s+", " ", str(error)).strip().rstrip(".").replace(" ?", "?")
-    missing = re.search(r"(\S+) \[Errno \d+\] (No such file|Is a directory)", text)
-    if missing:
-        return f"--config={missing.group(1)}: {missing.group(2)}; give a recipe such as configs/quickstart.py"
-    if isinstance(error, flags.Error):
-        return re.sub(
-            r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text
-        )
-    return f"{_CONFIG.name} file cannot be read: {type(error).__name__}: {text}"
 
 
 def _config(overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,17 +8,19 @@ import dataclasses
 import functools
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
 import model
 from model import cache, errors, presets, tokenizer
 from model.config import RECURRENT, ModelConfig, Runtime
-from train import flops, recipe
+from train import chips, flops, layout, per_device, recipe, tables
+from train.losses import LossConfig
+from train.optimizer import OptimizerConfig
 
 # What a parameter belongs to, by its path below the stack: first match wins. The table has them in this order.
 PARTS = (
@@ -33,8 +35,10 @@ PARTS = (
 )
 EXPERTS = r"/feed_forward/(up|gate|down)/"  # of which a token meets only the chosen
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+WIDTH = 160  # of tables that are written to a file
+STEPS = 1_000_000
+LARGE: dict[str, Any] = {"dtype": "bfloat16", "remat": "full"}
 STATE = 4 * BYTES["float32"]  # of a trained parameter: itself, its gradient, Adam's two moments
-PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +61,64 @@ class Rows:
     length: int | None = None
 
 
-def run(config: Mapping[str, Any]) -> int:
-    """Prints what a config would cost: a whole recipe, or a model group and at most `data.length`."""
-    made, length = asked(config)
+def run(config: Mapping[str, Any], mesh: str | None = None, chip: str | None = None) -> int:
+    """Prints what a config would cost: a whole recipe, or a model group and at most `data.length`.
+
+    With a `mesh` such as `data:8,fsdp:64`, what a step of training costs each of its devices, for which a mere model
+    needs `train.batch_size` besides; with a `chip`, how fast that can be.
+    """
+    if mesh is None and chip is not None:
+        raise errors.BadInput(f"--chip={chip} needs devices; add --mesh=data:8, or another")
+    sizes = None if mesh is None else layout.parse(mesh)
+    named = None if chip is None else chips.named(chip)
+    whole = asked_step(config) if sizes else None
+    made, length = (whole.model, whole.length) if whole else asked(config)
     changed = ", changed" if len(config["model"]) > 1 else ""
     preset = config["model"].get("preset")
-    table(made, length, name=f"{preset}{changed}" if preset else "model")
+    name = f"{preset}{changed}" if preset else "model"
+    if whole is None or sizes is None:
+        table(made, length, name=name)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        console.print(f"{name}: {describe(made)}", markup=False, highlight=False, soft_wrap=True)
+        per_device.table(per_device.budget(whole, sizes), console, named)
     return 0
+
+
+def asked_step(config: Mapping[str, Any]) -> per_device.Asked:
+    """The step of training that a config describes: a whole recipe, or a model with `train.batch_size`.
+
+    What a mere model leaves out is as large runs have it: bfloat16, and layers computed again in the backward pass.
+    """
+    if "tokenizer" in config or "model" not in config or not isinstance(config["model"], Mapping):
+        made, length = asked(config)
+        whole = recipe.from_config(config)
+        train, runtime, groups = whole.train, whole.runtime, (whole.optimizer, whole.loss)
+    else:
+        made, length = asked({k: v for k, v in config.items() if k in ("model", "data")})
+        known = ("model", "data", "train", "optimizer", "loss", "runtime")
+        for name in set(config) - set(known):
+            raise errors.BadInput(
+                f"config has no key {name!r}{errors.nearest(name, known)}, of a plan; known: {', '.join(known)}"
+            )
+        rows = config.get("train", {})
+        if not isinstance(rows, Mapping) or "batch_size" not in rows:
+            raise errors.BadInput(
+                "--mesh needs to know how many rows a step has; add --config.train.batch_size=N"
+            )
+        train = errors.build(recipe.Train, {"steps": STEPS, **rows}, "config.train")
+        runtime = errors.build(
+            recipe.Devices, LARGE | dict(config.get("runtime", {})), "config.runtime"
+        )
+        groups = (
+            errors.build(OptimizerConfig, config.get("optimizer", {}), "config.optimizer"),
+            errors.build(LossConfig, config.get("loss", {}), "config.loss"),
+        )
+    if made.family not in ("decoder_only", *RECURRENT):
+        raise errors.BadInput(
+            f"config.model.family is {made.family!r}, which train does not know; leave out --mesh"
+        )
+    return per_device.Asked(made, length, train, *groups, runtime.runtime)
 
 
 def asked(config: Mapping[str, Any]) -> tuple[ModelConfig, int]:
@@ -159,22 +214,22 @@ def table(
     console.print(f"{name}: {describe(config)}", markup=False, highlight=False, soft_wrap=True)
     parts = parameters(config)
     total = sum(part.total for part in parts)
-    _grid(console, *_parameter_rows(parts, total))
-    sizes = [(f"weights in {dtype}", _si(total * size, "B")) for dtype, size in BYTES.items()]
-    sizes.append(("weights, gradient and Adam's moments in float32", _si(total * STATE, "B")))
+    tables.grid(console, *_parameter_rows(parts, total))
+    sizes = [(f"weights in {dtype}", tables.si(total * size, "B")) for dtype, size in BYTES.items()]
+    sizes.append(("weights, gradient and Adam's moments in float32", tables.si(total * STATE, "B")))
     for each, size in cache_bytes(config).items():
-        sizes.append((f"cache in bfloat16, per {each}", _si(size, "B")))
-    _grid(console, ("", "bytes"), sizes)
+        sizes.append((f"cache in bfloat16, per {each}", tables.si(size, "B")))
+    tables.grid(console, ("", "bytes"), sizes)
     sides = flops.by_part(config, length)
     work = [
-        (f"{side} {part}" if len(sides) > 1 else part, _si(operations, "FLOP"))
+        (f"{side} {part}" if len(sides) > 1 else part, tables.si(operations, "FLOP"))
         for side, parts_of_side in sides.items()
         for part, operations in parts_of_side.items()
     ]
-    work.append(("forward", _si(flops.forward(config, length), "FLOP")))
-    work.append(("training", _si(flops.training(config, length), "FLOP")))
+    work.append(("forward", tables.si(flops.forward(config, length), "FLOP")))
+    work.append(("training", tables.si(flops.training(config, length), "FLOP")))
     rows = f"per token, in rows of {length:,}{' on each side' if len(sides) > 1 else ''}"
-    _grid(console, (rows, "operations"), work)
+    tables.grid(console, (rows, "operations"), work)
 
 
 def _parameter_rows(
@@ -196,18 +251,6 @@ def _parameter_rows(
     return header[:columns], [row[:columns] for row in cells]
 
 
-def _grid(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is words and whose others are numbers."""
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column(header[0], no_wrap=True)
-    for title in header[1:]:
-        grid.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*row, style="bold" if row[0] in ("total", "forward", "training") else "")
-    console.print()
-    console.print(grid, highlight=False)
-
-
 def _part(path: str) -> str:
     for rule, name in PARTS:
         if re.search(rule, path):
@@ -221,11 +264,3 @@ def _pieces(whole: recipe.Recipe) -> int:
     if words.path is not None and whole.model.get("vocab_size") is None:
         return tokenizer.load(words.path).vocab_size
     return words.vocab_size or 1
-
-
-def _si(value: int, unit: str) -> str:
-    """With a prefix of thousands and two decimals: `1.23 GB`."""
-    for prefix, size in PREFIXES.items():
-        if value >= size:
-            return f"{value / size:.2f} {prefix}{unit}"
-    return f"{value} {unit}"

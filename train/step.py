@@ -48,14 +48,20 @@ def abstract_state(
     net: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, types and shardings of a state: what a checkpoint is restored into."""
+    boxed = boxed_state(net, optimizer)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.meta.unbox(boxed),
+        sharding.of_tree(boxed, mesh),
+    )
+
+
+def boxed_state(net: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and types of a state, each boxed with its logical axis names; no mesh is needed."""
     key = jax.random.key(0)
     boxed = jax.eval_shape(functools.partial(model.init_boxed, net), key=key)
     plain = jax.eval_shape(functools.partial(_fresh, net, optimizer), key)
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        plain,
-        sharding.of_tree(_boxed_alike(plain, boxed), mesh),
-    )
+    return _boxed_alike(plain, boxed)
 
 
 def notes(net: nn.Module, mesh: Mesh) -> list[str]:
