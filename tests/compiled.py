@@ -39,7 +39,7 @@ def compile_step(asked: per_device.Asked, sizes: dict[str, int]):
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Arrays and bytes by kind of collective in a compiled module's text, over all turns of its loops, scalars left out."""
+    """Arrays and bytes by kind of collective in a compiled module's text, with all turns of loops, no scalars."""
     inside: dict[str, collections.Counter] = {}
     loops: dict[str, list[tuple[str, int]]] = {}
     entry = name = ""

@@ -94,16 +94,19 @@ def _head(config: ModelConfig, leaf: Leaf) -> bool:
 def _weights(
     config: ModelConfig, params: Sequence[Leaf], sizes: Mapping[str, int], step: Step
 ) -> list[Collective]:
+    """Matrices of a layer forward and backward, its biases forward; tables once, and twice if `tensor` splits them."""
     found: dict[str, list[float]] = {}
     for leaf in params:
-        matrix = len(leaf.shape) > 1 + ("layers" in leaf.path.split("/"))
-        if leaf.parts("fsdp") == 1 or leaf.path.startswith("embedding/") and not config.tied:
+        if leaf.parts("fsdp") == 1 or (leaf.path.startswith("embedding/") and not config.tied):
             continue
-        is_matrix = matrix and not leaf.path.endswith("bias")
-        times = (2 if is_matrix and _layers(config, leaf) > 1 else 1) * step.accumulate
-        what = "weights of the layers" if _layers(config, leaf) > 1 else "weights of tables"
+        layers = _layers(config, leaf)
+        if "layers" in leaf.path.split("/"):
+            what = "weights of the layers"
+            times = step.accumulate * (1 if leaf.path.endswith("/bias") else 2)
+        else:
+            what, times = "weights of tables", 2 if leaf.parts("tensor") > 1 else 1
         count, size = found.get(what, [0, 0.0])
-        found[what] = [count + times * _layers(config, leaf), size + times * _whole(leaf, "fsdp")]
+        found[what] = [count + times * layers, size + times * _whole(leaf, "fsdp")]
     return [
         Collective(what, "all-gather", ("fsdp",), sizes["fsdp"], int(count), size)
         for what, (count, size) in found.items()
@@ -113,31 +116,31 @@ def _weights(
 def _gradients(
     config: ModelConfig, params: Sequence[Leaf], sizes: Mapping[str, int], step: Step
 ) -> list[Collective]:
-    batch = ("data", "fsdp", "sequence")
     found: dict[tuple[str, str, tuple[str, ...]], list[float]] = {}
 
     def add(what: str, kind: str, axes: tuple[str, ...], count: int, size: float) -> None:
         before = found.get((what, kind, axes), [0, 0.0])
         found[what, kind, axes] = [before[0] + count, before[1] + size]
 
+    def reduce(what: str, leaf: Leaf, times: int, size: float) -> None:
+        rows = ("data",) if leaf.parts("fsdp") > 1 else ("data", "fsdp")
+        for axes in (rows, ("sequence",)):
+            add(what, "all-reduce", axes, times, times * size)
+
     for leaf in params:
-        layers, head = _layers(config, leaf), _head(config, leaf)
-        passes = [("gradients", step.accumulate)]
-        if head:
-            passes = [("gradient of the head, chunk by chunk", step.accumulate * step.chunks)]
+        times, what = step.accumulate * _layers(config, leaf), "gradients"
         if leaf.path.startswith("embedding/"):
-            # Its rows are sent to where they belong with the embedded tokens' gradients: see `_lookup`.
-            size = step.accumulate * _whole(leaf, "tensor")
-            axes = ("data", "sequence") if leaf.parts("fsdp") > 1 else batch
-            add("gradients", "all-reduce", axes, step.accumulate, size)
-            passes = passes if head else []
-        for what, times in passes:
-            whole = times * _whole(leaf, "fsdp")
-            if leaf.parts("fsdp") > 1:
-                add(what, "reduce-scatter", ("fsdp",), times * layers, whole)
-                add(what, "all-reduce", ("data", "sequence"), times * layers, times * leaf.bytes)
-            else:
-                add(what, "all-reduce", batch, times * layers, whole)
+            # The rows of `fsdp` are sent to where they belong with the embedded tokens' gradients: see `_lookup`.
+            whole = leaf.parts("fsdp") > 1
+            reduce(what, leaf, times, _whole(leaf, "tensor") if whole else leaf.bytes)
+            if not config.tied:
+                continue
+        if _head(config, leaf):
+            times, what = step.accumulate * step.chunks, "gradient of the head, by chunk"
+        layer = leaf.bytes / _layers(config, leaf)
+        if leaf.parts("fsdp") > 1:
+            add(what, "reduce-scatter", ("fsdp",), times, times * layer * leaf.parts("fsdp"))
+        reduce(what, leaf, times, layer)
     return [
         Collective(
             what,
@@ -173,7 +176,7 @@ def _activations(
             found.append(Collective(what, "all-reduce", ("tensor",), tensor, count, count * stream))
         keys = config.kv_heads // (tensor if "key" in names else 1) * config.head_size
         seen = step.rows * step.length * sizes["sequence"] * keys * step.itemsize
-        count = many * (2 + 2 * (step.remat != "none"))
+        count = 4 * many  # forward and backward
         found.append(
             Collective(
                 "keys and values",
@@ -212,30 +215,21 @@ def _activations(
 def _lookup(
     params: Sequence[Leaf], sizes: Mapping[str, int], step: Step, stream: int
 ) -> list[Collective]:
-    """Of the table of tokens: every device looks up all rows in the columns that `fsdp` leaves it."""
+    """Of the table of tokens: each device looks up all rows in its columns, or its rows if it has all columns."""
     table = next((leaf for leaf in params if leaf.path.startswith("embedding/")), None)
     if table is None:
         return []
     rows, columns = table.parts("tensor"), table.parts("fsdp")
     count = step.accumulate
-    found = [
-        Collective(
-            "table of the lookup",
-            "all-gather",
-            ("tensor",),
-            rows,
-            count,
-            count * _whole(table, "tensor"),
-        )
+    total = count * stream
+    if rows > 1 and columns == 1:
+        return [Collective("embedded tokens", "all-reduce", ("tensor",), rows, count, total)]
+    if rows == 1:
+        return [
+            Collective("embedded tokens", "all-to-all", ("fsdp",), columns, 2 * count, 2 * total)
+        ]
+    table_bytes = count * _whole(table, "tensor")
+    return [
+        Collective("table of the lookup", "all-gather", ("tensor",), rows, count, table_bytes),
+        Collective("embedded tokens", "all-gather", ("fsdp",), columns, count, total),
     ]
-    if rows > 1:
-        found.append(
-            Collective("embedded tokens", "all-gather", ("fsdp",), columns, count, count * stream)
-        )
-    else:
-        found.append(
-            Collective(
-                "embedded tokens", "all-to-all", ("fsdp",), columns, 2 * count, 2 * count * stream
-            )
-        )
-    return found

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -89,11 +89,18 @@ def leaves(boxed: Any, mesh: AbstractMesh) -> list[Leaf]:
     ]
 
 
-def problems(found: list[Leaf]) -> Iterator[tuple[str, int, str, int]]:
-    """What stays whole: path, size of the dimension, mesh axes, and their number of devices."""
+def problems(found: list[Leaf]) -> list[str]:
+    """One line for each size that stays whole because its mesh axes do not divide it."""
+    paths: dict[tuple[int, tuple[str, ...]], list[str]] = {}
     for leaf in found:
         for size, axes in leaf.whole:
-            yield leaf.path, size, "×".join(axes), math.prod(leaf.sizes[axis] for axis in axes)
+            paths.setdefault((size, axes), []).append(leaf.path)
+    sizes = found[0].sizes
+    return [
+        f"{size} is not divided by the {math.prod(sizes[axis] for axis in axes)} devices of {'×'.join(axes)}, so each "
+        f"has all of it: {where[0]}{f' and {len(where) - 1} more' * (len(where) > 1)}"
+        for (size, axes), where in paths.items()
+    ]
 
 
 def local(config: ModelConfig, mesh: AbstractMesh) -> ModelConfig:

@@ -199,13 +199,8 @@ def table(found: Budget, console: Console, chip: Chip | None = None) -> None:
     )
     for line in found.refused:
         console.print(f"refused by train: {line}", markup=False, highlight=False, soft_wrap=True)
-    for path, size, axes, count in layout.problems(found.params):
-        console.print(
-            f"not split: {path} has a dimension of {size}, which {axes} of {count} devices does not divide",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in layout.problems(found.params):
+        console.print(f"not split: {line}", markup=False, highlight=False, soft_wrap=True)
     tables.grid(console, ("each device", "bytes"), memory_rows(found))
     work = [
         ("operations, useful", tables.si(found.useful, "FLOP")),
@@ -256,7 +251,10 @@ def memory_rows(found: Budget) -> list[tuple[str, str]]:
 
 
 def ceiling(found: Budget, chip: Chip) -> dict[str, float]:
-    """Seconds of a step if nothing but operations, memory, or what is sent took time."""
+    """Seconds of a step if nothing but operations, memory, or what is sent took time.
+
+    Operations at the rate of bfloat16; memory as XLA goes to it, which writes attention's scores down.
+    """
     return {
         "operations": found.cost.flops / chip.flops,
         "memory": found.traffic / chip.bandwidth,

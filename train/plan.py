@@ -101,6 +101,11 @@ def asked_step(config: Mapping[str, Any]) -> per_device.Asked:
             raise errors.BadInput(
                 f"config has no key {name!r}{errors.nearest(name, known)}, of a plan; known: {', '.join(known)}"
             )
+        for name in known[2:]:
+            if not isinstance(config.get(name, {}), Mapping) and name != "train":
+                raise errors.BadInput(
+                    f"config.{name} is {config[name]!r}; it must be a group of keys"
+                )
         rows = config.get("train", {})
         if not isinstance(rows, Mapping) or "batch_size" not in rows:
             raise errors.BadInput(
