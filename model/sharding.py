@@ -126,6 +126,13 @@ def devices_of(axis: str) -> int:
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
+def share(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and tokens of a batch [B, T] that each device of the mesh in force holds."""
+    rows, length = shape
+    split = devices_of("data") * devices_of("fsdp")
+    return max(1, rows // split), max(1, length // devices_of("sequence"))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -31,7 +31,7 @@ GPT2 = dataclasses.replace(
 SCANNED = model.Runtime(scan=True)
 SGD = optax.sgd(0.5)
 INIT = jax.random.key(3)
-WHOLE, CHUNKED = losses.LossConfig(chunk=0), losses.LossConfig(chunk=16)
+WHOLE, CHUNKED = losses.LossConfig(chunk=0), losses.LossConfig(chunk=4)
 MESHES = [
     dict(data=2, fsdp=2, tensor=2),
     dict(data=8),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model import errors
+from model import errors, sharding
 
 Head = Callable[[Any, jax.Array], jax.Array]
 
@@ -24,8 +24,8 @@ class LossConfig:
             7; Vaswani et al. 2017 have 0.1).
         z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting
             (Chowdhery et al. 2022, section 5: 1e-4).
-        chunk: about how many tokens have their logits in memory at once; 0 takes all. It changes nothing but the order
-            in which the gradient of the head is summed.
+        chunk: about how many tokens have their logits in a device's memory at once; 0 takes all. It changes nothing but
+            the order in which the gradient of the head is summed.
     """
 
     label_smoothing: float = 0.0
@@ -93,7 +93,8 @@ def summed(
     Only `objective` has a gradient. In chunks each one's gradient is computed right behind its value, while its logits
     are there, so neither all logits nor a second product with the table are ever needed.
     """
-    parts = chunks(x_BTD.shape[0], x_BTD.shape[1], config.chunk)
+    rows, length = sharding.share(x_BTD.shape[:2])
+    parts = chunks(rows, length, config.chunk)
     targets = targets_BT, weights_BT
     if parts == 1:
         return _sums(head, config, params, x_BTD, *targets)

@@ -93,7 +93,7 @@ def budget(asked: Asked, sizes: Mapping[str, int]) -> Budget:
     split = sizes["data"] * sizes["fsdp"]
     rows = -(-asked.train.batch_size // split)
     micro = -(-rows // asked.train.accumulate)
-    parts = losses.chunks(micro * split, asked.length, asked.loss.chunk)
+    parts = losses.chunks(micro, asked.length // sizes["sequence"], asked.loss.chunk)
     here = layout.local(asked.model, mesh)
     sizer = _sizer(here, runtime, sizes)
     traced = _trace(here, runtime, asked, micro, parts)
