@@ -174,7 +174,11 @@ def test_the_slowest_of_operations_memory_and_links_bounds_the_step():
     assert rows["bound by"] == "collectives"
     assert rows["utilisation, at most"] == f"{found.useful / 1e9 / 7:.1%}"
     assert any(row.startswith("fits into") for row in rows)
-    small = dataclasses.replace(slow, memory=found.peak - 1)
+    assert not any("links reach" in row for row in rows)
+    small = dataclasses.replace(slow, memory=found.peak - 1, reach=1)
+    assert (
+        dict(per_device.ceiling_rows(found, small))["links reach 1 of 2 devices"] == "slower beyond"
+    )
     assert any(
         row.startswith("does not fit into") for row in dict(per_device.ceiling_rows(found, small))
     )
@@ -203,7 +207,7 @@ def test_the_page_names_devices_and_what_training_would_refuse():
     per_device.table(found, Console(file=page, width=160), chips.named("v5p"))
     text = page.getvalue()
     assert text.startswith(
-        "4 devices: data 2 × tensor 2; 9 rows of 29 tokens in 1 parts, float32, "
+        "4 devices: data 2 × tensor 2; 9 rows of 29 tokens, accumulate 1, float32, "
     )
     assert "refused by train: config.train.batch_size=9 in config.train.accumulate=1 parts" in text
     assert re.search(r"stack/layers/feed_forward/up/weight +3×40×94 +- fsdp tensor +\S+ kB\n", text)

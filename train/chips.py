@@ -18,12 +18,14 @@ class Chip:
     memory: bytes of HBM.
     bandwidth: bytes per second to and from it.
     links: bytes per second that the chip sends, all its links together; it receives as many at the same time.
+    reach: how many chips such links connect; 0 is all of a mesh.
     """
 
     flops: float
     memory: float
     bandwidth: float
     links: float
+    reach: int = 0
 
 
 CHIPS = {
@@ -31,9 +33,9 @@ CHIPS = {
     "v5e": Chip(197e12, 16e9, 819e9, 200e9),
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
     "v6e": Chip(918e12, 32e9, 1600e9, 400e9),
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, reach=8),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, reach=8),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, reach=8),
 }
 
 

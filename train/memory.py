@@ -66,7 +66,7 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass
 class Op:
-    """One operation between numbered values."""
+    """One operation between numbered values; -1 among the operands of a loop is a number that is written into it."""
 
     name: str
     ins: list[int]
@@ -96,9 +96,7 @@ def _program(jaxpr: Any, sliced: int | None = None) -> Program:
     ops: list[Op] = []
 
     def new(var: Any) -> int:
-        aval = var.aval
-        dtype = getattr(aval, "dtype", None)
-        shapes.append((tuple(getattr(aval, "shape", ())), getattr(dtype, "itemsize", 4)))
+        shapes.append(_shape(var))
         return len(shapes) - 1
 
     def open_(jaxpr: Any, inputs: list[int | None]) -> list[int | None]:
@@ -113,13 +111,14 @@ def _program(jaxpr: Any, sliced: int | None = None) -> Program:
                 count = len(inner.invars)
                 outs = open_(inner, read(eqn.invars)[-count:] if count else [])
             else:
-                outs = [new(var) for var in eqn.outvars]
-                ins = [i for i in read(eqn.invars) if i is not None]
-                if eqn.primitive.name in ("scan", "while", "cond"):
-                    ins = [-1 if i is None else i for i in read(eqn.invars)]
-                ops.append(
-                    Op(eqn.primitive.name, ins, [o for o in outs if o is not None], eqn.params)
-                )
+                made = [new(var) for var in eqn.outvars]
+                ins = [-1 if i is None else i for i in read(eqn.invars)]
+                loop = eqn.primitive.name == "scan"
+                if not loop:
+                    ins = [i for i in ins if i >= 0]
+                params = {"loop": _loop(eqn)} if loop else eqn.params
+                ops.append(Op(eqn.primitive.name, ins, made, params))
+                outs = list(made)
             ids.update(zip(eqn.outvars, outs, strict=True))
         return read(jaxpr.outvars)
 
@@ -130,6 +129,35 @@ def _program(jaxpr: Any, sliced: int | None = None) -> Program:
     if sliced is not None:
         _slice_late(program, inputs[sliced:])
     return program
+
+
+def _shape(var: Any) -> tuple[tuple[int, ...], int]:
+    """The shape of a variable, and the bytes of an entry; a key for random numbers is two words."""
+    itemsize = getattr(getattr(var.aval, "dtype", None), "itemsize", 8)
+    return tuple(getattr(var.aval, "shape", ())), itemsize
+
+
+class Loop(NamedTuple):
+    """A scan: its body, its turns, and how many of its operands are constants and how many are carried.
+
+    The primitive's own parameters say so differently from one jax to the next; the ranks of arrays say it always.
+    """
+
+    body: Any
+    turns: int
+    constants: int
+    carried: int
+
+
+def _loop(eqn: Any) -> Loop:
+    body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+
+    def alike(outer: Any, inner: Any) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carried = alike(eqn.outvars, body.outvars)
+    return Loop(body, eqn.params["length"], alike(eqn.invars, body.invars) - carried, carried)
 
 
 def _inner(eqn: Any) -> Any:
@@ -220,8 +248,8 @@ def _cost(program: Program, size: Size, kept: bool) -> Cost:
 def _replaced(op: Op) -> list[int]:
     """The operands whose place the results may take: of a loop what it carries, of a product none."""
     if op.name == "scan":
-        first = op.params["num_consts"]
-        return op.ins[first : first + op.params["num_carry"]]
+        first = op.params["loop"].constants
+        return op.ins[first : first + op.params["loop"].carried]
     in_place = not _written(op.name) or op.name in ("scatter-add", "dynamic_update_slice")
     return op.ins if in_place else []
 
@@ -250,13 +278,13 @@ def _nested(op: Op, program: Program, size: Size) -> Cost:
         copied = _copied(op, program, size)
         return Cost(copied, 2 * copied, 0)
     if op.name == "scan":
-        given = op.params["num_consts"] + op.params["num_carry"]
-        body = _cost(_program(op.params["jaxpr"].jaxpr, given), size, kept=False)
-        return Cost(body.peak, body.traffic * op.params["length"], body.flops * op.params["length"])
+        loop = op.params["loop"]
+        body = _cost(_program(loop.body, loop.constants + loop.carried), size, kept=False)
+        return Cost(body.peak, body.traffic * loop.turns, body.flops * loop.turns)
     bodies = op.params.get("branches", ()) if op.name == "cond" else ()
     if op.name == "while":
         bodies = (op.params["body_jaxpr"],)
-    costs = [_cost(_program(body.jaxpr), size, kept=False) for body in bodies]
+    costs = [_cost(_program(getattr(body, "jaxpr", body)), size, kept=False) for body in bodies]
     return Cost(*(max(values) for values in zip(*costs, strict=True))) if costs else Cost(0, 0, 0)
 
 
@@ -278,18 +306,11 @@ def saved(closed: Any, size: Size, length: int, params: Iterable[tuple[int, ...]
         most = 0.0
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "scan":
-                most = max(most, of(eqn.params["jaxpr"].jaxpr))
-                if eqn.params["length"] == length:
-                    many = [v.aval for v in eqn.outvars[eqn.params["num_carry"] :]]
-                    plain = [a for a in many if tuple(a.shape) not in known]
-                    most = max(
-                        most,
-                        sum(
-                            size(tuple(a.shape), a.dtype.itemsize)
-                            for a in plain
-                            if hasattr(a.dtype, "itemsize")
-                        ),
-                    )
+                loop = _loop(eqn)
+                most = max(most, of(loop.body))
+                if loop.turns == length:
+                    collected = (_shape(var) for var in eqn.outvars[loop.carried :])
+                    most = max(most, sum(size(*each) for each in collected if each[0] not in known))
             elif (inner := _inner(eqn)) is not None:
                 most = max(most, of(inner))
         return most

@@ -191,8 +191,8 @@ def table(found: Budget, console: Console, chip: Chip | None = None) -> None:
     mesh = " × ".join(f"{axis} {size}" for axis, size in found.sizes.items() if size > 1) or "1"
     train, run = found.asked.train, found.asked.runtime
     console.print(
-        f"{devices:,} devices: {mesh}; {train.batch_size:,} rows of {found.asked.length:,} tokens in "
-        f"{train.accumulate} parts, {run.dtype}, remat {run.remat}, {found.asked.optimizer.name}",
+        f"{devices:,} devices: {mesh}; {train.batch_size:,} rows of {found.asked.length:,} tokens, "
+        f"accumulate {train.accumulate}, {run.dtype}, remat {run.remat}, {found.asked.optimizer.name}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -268,8 +268,11 @@ def ceiling_rows(found: Budget, chip: Chip) -> list[tuple[str, str]]:
     bound = max(times, key=lambda name: times[name])
     tokens = found.asked.train.batch_size * found.asked.length / times[bound]
     fits = "fits into" if found.peak <= chip.memory else "does not fit into"
+    devices = math.prod(found.sizes.values())
+    near = [(f"links reach {chip.reach} of {devices:,} devices", "slower beyond")]
     return [
         *((f"a step's {name}, alone", f"{seconds:.3g} s") for name, seconds in times.items()),
+        *(near if 0 < chip.reach < devices else []),
         ("bound by", bound),
         ("tokens per second, at most", f"{tokens:,.0f}"),
         ("utilisation, at most", f"{found.useful / chip.flops / times[bound]:.1%}"),
