@@ -27,8 +27,8 @@ MEASURES: tuple[dict[str, Any], ...] = (
     {"name": "train_loss", "label": "train loss", "title": "training loss", "digits": 4},
 )
 LEGEND = (
-    "Mean over seeds ± half of its 95 % interval (Student's t; one seed has none). Train loss: the mean of the last 5 %",
-    "of lines. Time: of the steps, without compiling and evaluating.",
+    "Mean over seeds ± half of its 95 % interval (Student's t; one seed has none). Train loss: the mean of the",
+    "last 5 % of lines. Time: of the steps, without compiling and evaluating.",
 )
 
 
@@ -165,10 +165,10 @@ def _seconds(training: Sequence[Mapping[str, Any]]) -> float | None:
 def _estimate(arms: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
     """The mean over arms and the half width of its interval; null where an arm has no such number."""
     several = [arm[name] for arm in arms]
-    if not several or any(value is None for value in several):
+    found = None if None in several else quality.mean(several)
+    if found is None:
         return {"value": None, "half_width": None}
-    found = quality.mean(several)
-    return {"value": found and found.value, "half_width": found and found.half_width()}
+    return {"value": found.value, "half_width": found.half_width()}
 
 
 def _ordered(several: Sequence[Any]) -> list[Any]:
@@ -179,6 +179,7 @@ def _ordered(several: Sequence[Any]) -> list[Any]:
 
 def _axes(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """The axes of a whole grid as pictures have them; numbers of a single one stand at their places."""
+    made: list[dict[str, Any]]
     made = [{"name": path, "values": [grid.shown(v) for v in axes[path]]} for path in axes]
     (first, *others) = axes.values()
     if not others and all(type(value) in (int, float) for value in first):
