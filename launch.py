@@ -46,6 +46,7 @@ _ARMS = flags.DEFINE_string(
     "arms", None, "a JSON list of settings objects, in place of a grid of flags"
 )
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
+_PROFILE = flags.DEFINE_string("profile", None, "START:COUNT traces so many steps for the profiler")
 # Of sweeps over a config.
 _ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
 _CHAIN = flags.DEFINE_bool("chain", False, "one key after the other, the rest as the config has it")
@@ -60,7 +61,7 @@ _UNEQUAL = flags.DEFINE_bool("allow_unequal_tokens", False, "compare arms of une
 # Which flags a verb reads; one that it would ignore is refused. Some read a flag for each setting as well.
 _SETTINGS = ("decode", "inspect", "sweep")
 _READS: dict[str, tuple[str, ...]] = {
-    "train": ("config", "workdir"),
+    "train": ("config", "workdir", "profile"),
     "decode": (
         "from",
         "workdir",
@@ -95,7 +96,7 @@ def train_verb(overrides: Sequence[str]) -> int:
         raise errors.BadInput(
             "train needs a recipe; add --config=configs/quickstart.py, or your own"
         )
-    loop.run(_recipe(overrides), _directory("workdir"))
+    loop.run(_recipe(overrides), _directory("workdir"), profile=_PROFILE.value)
     return 0
 
 

@@ -32,7 +32,9 @@ def make(directory, clock, before=None, log_every=2):
     progress = log.Progress(61, consoles.Console(file=out, highlight=False))
     record = log.Record(directory, 0)
     batch = {"tokens": np.array([[2, 3, 5], [7, 11, 13]], np.int32)}
-    return meter.Meter(asked, CONFIG, record, progress, before or {}, lambda step: batch), out
+    return meter.Meter(
+        asked, CONFIG, record, progress, before or {}, lambda step: batch, {"train_step": 1}
+    ), out
 
 
 def values(loss=3.25, grad_norm=0.5, tokens=174):
@@ -69,6 +71,9 @@ def test_rates_are_taken_between_lines_without_compiling_and_pauses(tmp_path, cl
         "utilisation": rate * flops.training(CONFIG, 29) / 1e6,
         "data_wait": 0.25,
         "seconds_left": pytest.approx(1002 / 2 * 59),
+        "compile_seconds": 50,
+        "compiles": 1,
+        "device_memory": None,
     }
 
 

@@ -22,10 +22,11 @@ from jax.sharding import Mesh
 
 import decode
 import model
+from decode import compilations
 from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
-from train import data, evaluate, log, meter, optimizer, recipe, step
+from train import data, evaluate, log, meter, optimizer, recipe, step, trace, tracker
 from train.corpus import Corpus
 from train.meter import Meter
 from train.recipe import Recipe
@@ -36,11 +37,12 @@ INITIALISATION, TRAINING = 0, 1
 SHOW_CURSOR = b"\x1b[?25h"  # the bar hides it
 
 
-def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
+def run(asked: Recipe, workdir: str | os.PathLike[str], profile: str | None = None) -> None:
     """Trains what a recipe describes in `workdir`, or goes on with the run that is there.
 
     Told to stop by SIGINT or SIGTERM it finishes its step, saves, and leaves with SystemExit(128 + signal). A second
-    signal ends it at once; like SIGKILL that costs the steps since the last checkpoint and nothing else.
+    signal ends it at once; like SIGKILL that costs the steps since the last checkpoint and nothing else. `profile` is
+    a window of steps to trace, as `trace.Window` reads it.
 
     Raises:
         BadInput: for what a person can mend: another run's directory, a full disk, a loss that is not finite.
@@ -51,6 +53,12 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         interrupt = stack.enter_context(Interrupt())
         stack.enter_context(_claimed(directory))
         progress = log.Progress(train.steps)
+
+        if asked.log.wandb:
+            tracker.load(asked.log.wandb)  # its absence is told before any work is done
+        window = trace.Window(profile, train.steps, directory)
+        stack.callback(window.close)
+        programs = stack.enter_context(compilations.counted())
 
         # The text, and the tokens it is made of.
         mesh = sharding.make_mesh(asked.runtime.mesh)
@@ -109,8 +117,10 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         eval_step = evaluate.make_eval_step(net, mesh)
 
         # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
-        record = stack.enter_context(contextlib.closing(log.Record(directory, first)))
-        account = Meter(asked, config, record, progress, before, lambda n: batches[n - 1])
+        record = stack.enter_context(
+            contextlib.closing(log.Record(directory, first, asked.log.wandb))
+        )
+        account = Meter(asked, config, record, progress, before, lambda n: batches[n - 1], programs)
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         stack.callback(progress.stop)
         progress.start(first)
@@ -120,8 +130,10 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
             with account.waiting():
                 batch = step.put_batch(upcoming.result(), mesh)
             upcoming = pool.submit(batches.__getitem__, number)
+            window.before(number)
             with account.compiling(number == first + 1):
                 state, metrics = train_step(state, batch, train_key)
+            window.after(number, metrics)
             account.step(number, metrics)
             last, stop = number == train.steps, interrupt.signum
             if last or _due(number, train.eval_every):
@@ -140,8 +152,7 @@ def run(asked: Recipe, workdir: str | os.PathLike[str]) -> None:
         checkpoints.wait()
         progress.stop()
         if last:
-            programs = train_step.__wrapped__._cache_size()  # type: ignore[attr-defined]
-            progress.say(account.summary(state.weights, programs))
+            progress.say(account.summary(state.weights))
         if stop:
             if not last:
                 progress.say(

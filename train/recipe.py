@@ -28,6 +28,7 @@ CHANGEABLE = (
     r"^runtime\.(mesh|unroll|remat|attention)(\.|$)",
     r"^loss\.chunk$",
     r"^decode(\.|$)",
+    r"^log(\.|$)",
 )
 
 
@@ -180,6 +181,15 @@ class Decode:
 
 
 @dataclasses.dataclass(frozen=True)
+class Log:
+    """Attributes:
+    wandb: the project of Weights & Biases that is told, too; by default none.
+    """
+
+    wandb: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that a run depends on."""
 
@@ -191,6 +201,7 @@ class Recipe:
     loss: LossConfig
     runtime: Devices
     decode: Decode
+    log: Log = Log()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -211,7 +222,7 @@ class Recipe:
 
 
 def from_config(config: Mapping[str, Any]) -> Recipe:
-    """The recipe of a config's groups: model, tokenizer, data, train, optimizer, loss, runtime, decode, and the seed.
+    """The recipe of a config: model, tokenizer, data, train, optimizer, loss, runtime, decode, log, and the seed.
 
     A `preset` in `model` stands for the values of that published model, which the group's other keys change.
 
@@ -226,6 +237,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         "optimizer": OptimizerConfig,
         "loss": LossConfig,
         "runtime": Devices,
+        "log": Log,
     }
     for name in ("model", "decode", *kinds):
         if not isinstance(groups.get(name, {}), Mapping):
