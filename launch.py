@@ -162,29 +162,17 @@ def _training_sweep(overrides: Sequence[str]) -> int:
     """What `sweep` does with a config: a `train` process per arm, in turn."""
     import jax
 
-    from model import errors
-    from train import standings, sweep, trials
+    from train import standings, trials
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator's memory is the arms'
-    given = {"zip": _ZIP.value, "chain": _CHAIN.value, "random": _RANDOM.value is not None}
-    ways = [way for way, value in given.items() if value]
-    if len(ways) > 1:
-        raise errors.BadInput(f"--{ways[0]} and --{ways[1]} contradict each other; leave one out")
-    how: dict[str, Any] = dict(way=ways[0] if ways else "product", draws=_RANDOM.value or 0)
-    seeds: dict[str, Any] = dict(sweep_seed=_DRAWS.value, seeds=_SEEDS.value)
-    groups, workdir = _CONFIG.value.to_dict(), _directory("workdir")
-    asked = trials.arms(groups, overrides, **how, **seeds, unequal=_UNEQUAL.value)
-    arms = trials.shard(asked, _SHARD.value)
-    code = 0
-    if not _REPORT.value:
-        train = [sys.executable, os.path.abspath(__file__), "train"]
-        train.append(f"--compilation_cache={_CACHE.value}")
-        code = sweep.run(arms, workdir, train, retry=_RETRY.value)
-    if len(arms) < len(asked.arms) and not _REPORT.value:
-        print(f"shard {_SHARD.value} is done; when all are, --report makes the table")
-        return code
-    print(*standings.report(asked, workdir), sep="\n")
-    return code
+    way = trials.way(zip=_ZIP.value, chain=_CHAIN.value, random=_RANDOM.value is not None)
+    draws: dict[str, Any] = dict(draws=_RANDOM.value or 0, sweep_seed=_DRAWS.value)
+    more: dict[str, Any] = dict(seeds=_SEEDS.value, unequal=_UNEQUAL.value)
+    asked = trials.arms(_CONFIG.value.to_dict(), overrides, way=way, **draws, **more)
+    train = [sys.executable, os.path.abspath(__file__), "train"]
+    train.append(f"--compilation_cache={_CACHE.value}")
+    how: dict[str, Any] = dict(shard=_SHARD.value, retry=_RETRY.value, only_report=_REPORT.value)
+    return standings.run(asked, _directory("workdir"), train, **how)
 
 
 def eval_verb(overrides: Sequence[str]) -> int:

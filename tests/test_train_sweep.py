@@ -166,6 +166,21 @@ def test_an_arm_that_another_sweep_trains_is_passed_over(groups, sweeping, tmp_p
     assert starts(tmp_path, asked) == [0, 1, 1]
 
 
+def test_shards_leave_the_table_to_a_report_that_trains_nothing(groups, sweeping, tmp_path):
+    asked = made(groups)
+    sweeping([])  # writes the plan
+    said = []
+    how = dict(command=[sys.executable, "-S", "-c", PROGRAM], say=said.append)
+    assert standings.run(asked, tmp_path, shard="1/2", **how) == 0
+    assert starts(tmp_path, asked) == [0, 1, 0, 1, 0, 1]
+    assert said[-1] == "shard 1/2 is done; when all are, --report makes the table"
+    assert not (tmp_path / "sweep.json").exists()
+    assert standings.run(asked, tmp_path, shard="0/2", **how) == 0
+    assert standings.run(asked, tmp_path, only_report=True, **how) == 0
+    assert starts(tmp_path, asked) == [1] * 6
+    assert json.loads((tmp_path / "sweep.json").read_text())["done"] == 6
+
+
 def test_a_directory_that_cannot_hold_an_arm_is_told(groups, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.BadInput, match=r"cannot hold an arm \(Not a directory\); choose an"):

@@ -180,6 +180,9 @@ def test_what_is_wrong_with_an_arm_is_told_in_one_line_that_names_it(groups, mes
 def test_ways_and_seeds_that_contradict_themselves_are_refused(groups):
     with refused("have different numbers of values: config.train.steps 2, config.train.keep 3$"):
         trials.arms(groups, flags(train__steps="3,5", train__keep="1,2,3"), way="zip")
+    assert [trials.way(), trials.way(zip=True, random=False)] == ["product", "zip"]
+    with refused("^--zip and --random contradict each other; leave one out$"):
+        trials.way(zip=True, chain=False, random=True)
     with refused("^--random=0; it must be at least 1$"):
         trials.arms(groups, flags(optimizer__warmup_steps="3,5"), way="random", draws=0)
     with refused(r"^--config.seed=\[1, 2\] stands beside --seeds=3; leave one of them out$"):

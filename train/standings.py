@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from decode import comparison, grid, quality
 from model import files
 from train import curves, heatmap, log, overlay, sweep
+from train import trials as of_trials
 from train.trials import Arm, Trials
 
 JSON, CSV = "sweep.json", "sweep.csv"
@@ -30,6 +31,29 @@ LEGEND = (
     "Mean over seeds ± half of its 95 % interval (Student's t; one seed has none). Train loss: the mean of the",
     "last 5 % of lines. Time: of the steps, without compiling and evaluating.",
 )
+
+
+def run(
+    trials: Trials,
+    workdir: pathlib.Path,
+    command: Sequence[str],
+    *,
+    shard: str = "0/1",
+    retry: bool = False,
+    only_report: bool = False,
+    say: Callable[[str], Any] = print,
+) -> int:
+    """Trains the arms of a shard, as `sweep.run` does, and reports on all if they are all; returns the exit code."""
+    arms, code = of_trials.shard(trials, shard), 0
+    if not only_report:
+        code = sweep.run(arms, workdir, command, retry=retry, say=say)
+        if len(arms) < len(trials.arms):
+            say(f"shard {shard} is done; when all are, --report makes the table")
+            return code
+    workdir.mkdir(parents=True, exist_ok=True)
+    for line in report(trials, workdir):
+        say(line)
+    return code
 
 
 def report(trials: Trials, workdir: pathlib.Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What does Weights & Biases see of a run, when its recipe asks for that? The lines of metrics.jsonl, as they come."""
 
+import importlib
 import json
 import pathlib
 import secrets
@@ -13,13 +14,13 @@ ID = "wandb_id"  # the file in a run's directory by which the same run goes on t
 
 def load(project: str) -> ModuleType:
     """The package; refuses to go on without it, which `train` asks before it does any work."""
-    try:
-        import wandb  # type: ignore[import-not-found]  # nobody needs it who does not ask for it
+    try:  # only here: to import it takes a second, also of runs that do not ask for it
+        return importlib.import_module("wandb")
     except ImportError as error:
         raise errors.BadInput(
-            f"config.log.wandb is {project!r}, and the package wandb is not there; pip install wandb, or leave it out"
+            f"config.log.wandb is {project!r}, and wandb cannot be imported ({error}); pip install wandb, or leave it "
+            "out"
         ) from error
-    return wandb
 
 
 class Tracker:
