@@ -66,6 +66,7 @@ _ARMS = flags.DEFINE_string(
 _MESH = flags.DEFINE_string("mesh", None, "devices to plan for, such as data:8,fsdp:64,tensor:4")
 _CHIP = flags.DEFINE_string("chip", None, "what these devices are, such as v5p or h100")
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
+_PROFILE = flags.DEFINE_string("profile", None, "START:COUNT traces so many steps for the profiler")
 # Of sweeps over a config.
 _ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
 _CHAIN = flags.DEFINE_bool("chain", False, "one key after the other, the rest as the config has it")
@@ -91,7 +92,7 @@ def train_verb(overrides: Sequence[str]) -> int:
     with distributed.join(
         _COORDINATOR.value, _PROCESS.value, _PROCESSES.value, _PATIENCE.value, _SILENCE.value
     ) as peers:
-        loop.run(asked, directory, peers, _ALLOW.value)
+        loop.run(asked, directory, peers, _ALLOW.value, _PROFILE.value)
     return 0
 
 
@@ -157,29 +158,17 @@ def _training_sweep(overrides: Sequence[str]) -> int:
     """What `sweep` does with a config: a `train` process per arm, in turn."""
     import jax
 
-    from model import errors
-    from train import standings, sweep, trials
+    from train import standings, trials
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator's memory is the arms'
-    given = {"zip": _ZIP.value, "chain": _CHAIN.value, "random": _RANDOM.value is not None}
-    ways = [way for way, value in given.items() if value]
-    if len(ways) > 1:
-        raise errors.BadInput(f"--{ways[0]} and --{ways[1]} contradict each other; leave one out")
-    how: dict[str, Any] = dict(way=ways[0] if ways else "product", draws=_RANDOM.value or 0)
-    seeds: dict[str, Any] = dict(sweep_seed=_DRAWS.value, seeds=_SEEDS.value)
-    groups, workdir = _CONFIG.value.to_dict(), _directory("workdir")
-    asked = trials.arms(groups, overrides, **how, **seeds, unequal=_UNEQUAL.value)
-    arms = trials.shard(asked, _SHARD.value)
-    code = 0
-    if not _REPORT.value:
-        train = [sys.executable, os.path.abspath(__file__), "train"]
-        train.append(f"--compilation_cache={_CACHE.value}")
-        code = sweep.run(arms, workdir, train, retry=_RETRY.value)
-    if len(arms) < len(asked.arms) and not _REPORT.value:
-        print(f"shard {_SHARD.value} is done; when all are, --report makes the table")
-        return code
-    print(*standings.report(asked, workdir), sep="\n")
-    return code
+    way = trials.way(zip=_ZIP.value, chain=_CHAIN.value, random=_RANDOM.value is not None)
+    draws: dict[str, Any] = dict(draws=_RANDOM.value or 0, sweep_seed=_DRAWS.value)
+    more: dict[str, Any] = dict(seeds=_SEEDS.value, unequal=_UNEQUAL.value)
+    asked = trials.arms(_CONFIG.value.to_dict(), overrides, way=way, **draws, **more)
+    train = [sys.executable, os.path.abspath(__file__), "train"]
+    train.append(f"--compilation_cache={_CACHE.value}")
+    how: dict[str, Any] = dict(shard=_SHARD.value, retry=_RETRY.value, only_report=_REPORT.value)
+    return standings.run(asked, _directory("workdir"), train, **how)
 
 
 def eval_verb(overrides: Sequence[str]) -> int:

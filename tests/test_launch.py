@@ -254,6 +254,10 @@ def test_plan_prints_what_a_published_model_would_cost():
             "inspect does not read --draft; it reads --from, --prompt, --max_new_tokens and the other settings",
         ),
         (["eval", "--from={run}", "--top_k=3"], "eval does not read --top_k; it reads --from"),
+        (
+            ["sweep", "--config={config}", "--seeds=2", "--prompts=p.jsonl"],
+            "sweep --config does not read --prompts; it reads --config, --workdir, --zip, --chain,",
+        ),
         (["decode", "--from={run}", "--prompt="], "empty prompt"),
         (["decode", "--from={run}", "--prompt=" + "cake " * 40], "the context window of 32"),
         (["decode", "--from={run}", "--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),

@@ -99,6 +99,69 @@ def test_tensorboard_is_told_to_forget_what_comes_after_the_resumed_step(tmp_pat
     ]
 
 
+class Wandb:
+    """In place of the package: keeps what it is told; with `error`, refuses."""
+
+    def __init__(self, error=None):
+        self.error, self.told, self.asked = error, [], []
+
+    def init(self, **asked):
+        if self.error:
+            raise self.error
+        self.asked.append(asked)
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        self.told.append((name, step_metric))
+
+    def log(self, values):
+        self.told.append(values)
+
+    def finish(self):
+        self.told.append("finished")
+
+
+def test_weights_and_biases_gets_the_numbers_of_the_file_by_step_and_the_same_run_after_a_stop(
+    tmp_path, monkeypatch
+):
+    service = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    (tmp_path / "config.json").write_text('{"seed": 5}')
+    for step in (0, 3):
+        record = log.Record(tmp_path, step, "moons")
+        timing = {"data_wait": 0.25, "device_memory": None}
+        record.metrics(step + 1, "train", {"loss": 0.5}, timing)
+        record.metrics(step + 1, "valid", {"loss": 0.75}, {})
+        record.close()
+    one, two = service.asked
+    assert one == two and re.fullmatch(r"[0-9a-f]{16}", one["id"])
+    assert (one["project"], one["dir"], one["resume"]) == ("moons", str(tmp_path), "allow")
+    assert (one["name"], one["config"]) == (tmp_path.name, {"seed": 5})
+    assert service.told[5:] == [
+        ("step", None),
+        ("*", "step"),
+        {"step": 4, "train/loss": 0.5, "train/time/data_wait": 0.25},
+        {"step": 4, "valid/loss": 0.75},
+        "finished",
+    ]
+    assert [line["time"] for line in lines(tmp_path / "metrics.jsonl")][:2] == [timing, {}]
+    with_it = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "without").mkdir()
+    record = log.Record(tmp_path / "without", 0)
+    for step in (1, 4):
+        record.metrics(step, "train", {"loss": 0.5}, timing)
+        record.metrics(step, "valid", {"loss": 0.75}, {})
+    record.close()
+    assert (tmp_path / "without" / "metrics.jsonl").read_bytes() == with_it
+
+
+def test_a_service_that_refuses_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Wandb(RuntimeError("no API key\nconfigured")))
+    message = "^config.log.wandb is 'moons', and wandb says: no API key; log in, set WANDB_MODE=offline, or leave it"
+    with pytest.raises(errors.BadInput, match=message):
+        log.Record(tmp_path, 0, "moons")
+
+
 def test_samples_are_markdown_that_no_text_can_break(tmp_path):
     record = log.Record(tmp_path, 0)
     completions = {

@@ -39,7 +39,10 @@ def make(directory, clock, before=None, log_every=2, **train):
     batch = {"tokens": np.array(ROWS, np.int32)}
     (directory / "config.json").write_text("{}\n")
     key = jax.random.key(17)
-    return meter.Meter(asked, CONFIG, record, progress, before or {}, lambda n: batch, key), out
+    account = meter.Meter(
+        asked, CONFIG, record, progress, before or {}, lambda n: batch, key, {"train_step": 1}
+    )
+    return account, out
 
 
 def values(loss=3.25, grad_norm=0.5, tokens=174, limit=math.inf):
@@ -82,6 +85,9 @@ def test_rates_are_taken_between_lines_without_compiling_and_pauses(tmp_path, cl
         "utilisation": rate * flops.training(CONFIG, 29) / 1e6,
         "data_wait": 0.25,
         "seconds_left": pytest.approx(1002 / 2 * 59),
+        "compile_seconds": 50,
+        "compiles": 1,
+        "device_memory": None,
     }
 
 

@@ -13,8 +13,8 @@ from model import errors
 SETTINGS = ("decode", "inspect", "sweep")
 READS: dict[str, tuple[str, ...]] = {
     "train": (
-        *("config", "workdir", "allow_change", "coordinator", "process_id", "num_processes"),
-        *("coordinator_timeout", "heartbeat_timeout"),
+        *("config", "workdir", "allow_change", "profile", "coordinator", "process_id"),
+        *("num_processes", "coordinator_timeout", "heartbeat_timeout"),
     ),
     "decode": (
         "from",

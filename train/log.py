@@ -17,7 +17,7 @@ from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
 from model import checkpoint, errors
-from train import visible
+from train import tracker, visible
 
 SILENCE = 10  # seconds after which plain output says that work goes on
 
@@ -31,9 +31,13 @@ class Record:
 
     writes = True
 
-    def __init__(self, directory: pathlib.Path, step: int) -> None:
-        """Opens the files and forgets what they hold beyond `step`, the one that the run goes on from."""
+    def __init__(self, directory: pathlib.Path, step: int, wandb: str | None = None) -> None:
+        """Opens the files and forgets what they hold beyond `step`, the one that the run goes on from.
+
+        `wandb` is a project of Weights & Biases, which gets the same numbers.
+        """
         self.directory = directory
+        self._tracker = tracker.Tracker(wandb, directory) if wandb else None
         try:
             for name in ("metrics.jsonl", "ledger.jsonl"):
                 forget(directory / name, step, _step_of_metrics)
@@ -53,11 +57,16 @@ class Record:
             raise self._unwritten(error) from error
 
     def metrics(
-        self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
+        self,
+        step: int,
+        split: str,
+        values: Mapping[str, float],
+        timing: Mapping[str, float | None],
     ) -> None:
-        """Appends what was measured at a step; `timing` is what may differ from run to run."""
+        """Appends what was measured at a step; `timing` is what may differ from run to run, None what nobody knows."""
         line = {"step": step, "split": split, **_finite(values), "time": _finite(timing)}
-        scalars = {**values, **{f"time/{name}": value for name, value in timing.items()}}
+        known = {f"time/{name}": value for name, value in timing.items() if value is not None}
+        scalars = {**values, **known}
         event = summary.Summary(
             value=[
                 summary.Summary.Value(tag=f"{split}/{name}", simple_value=value)
@@ -72,6 +81,8 @@ class Record:
             )
         except OSError as error:
             raise self._unwritten(error) from error
+        if self._tracker is not None:
+            self._tracker.metrics(step, {f"{split}/{name}": v for name, v in scalars.items()})
 
     def samples(self, step: int, texts: Mapping[str, Sequence[tuple[str, str]]]) -> None:
         """Appends completions to `samples.md`: per name of their settings, pairs of prompt and text.
@@ -118,6 +129,8 @@ class Record:
                 file.close()
             except OSError:
                 pass
+        if self._tracker is not None:
+            self._tracker.close()
 
     def _unwritten(self, error: OSError) -> errors.BadInput:
         return errors.BadInput(
@@ -206,7 +219,7 @@ class Progress:
             yield show
 
     def step(
-        self, step: int, values: Mapping[str, float], timing: Mapping[str, float], line: bool
+        self, step: int, values: Mapping[str, float], timing: Mapping[str, Any], line: bool
     ) -> None:
         """Moves the bar; without one, prints a line where `line` says so."""
         status = (
@@ -274,5 +287,8 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in values.items()
+    }

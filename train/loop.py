@@ -24,6 +24,7 @@ from rich import console as consoles
 
 import decode
 import model
+from decode import compilations
 from model import blocks, checkpoint, errors, sharding, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -38,6 +39,8 @@ from train import (
     prepare,
     recipe,
     step,
+    trace,
+    tracker,
 )
 from train.distributed import Peers
 from train.meter import Meter
@@ -54,6 +57,7 @@ def run(
     workdir: str | os.PathLike[str],
     peers: Peers = distributed.ALONE,
     allow_change: Sequence[str] = (),
+    profile: str | None = None,
 ) -> None:
     """Trains what a recipe describes in `workdir`, or goes on with the run that is there.
 
@@ -61,7 +65,8 @@ def run(
     `allow_change` names keys of the recipe that may be others than the run was started with (`recipe.ALLOWABLE`).
 
     Told to stop by SIGINT or SIGTERM it finishes its step, saves, and leaves with SystemExit(128 + signal). A second
-    signal ends it at once; like SIGKILL that costs the steps since the last checkpoint and nothing else.
+    signal ends it at once; like SIGKILL that costs the steps since the last checkpoint and nothing else. `profile` is
+    a window of steps to trace, as `trace.Window` reads it.
 
     Raises:
         BadInput: for what a person can mend: another run's directory, a full disk, a loss that is not finite.
@@ -73,6 +78,12 @@ def run(
         if peers.first:
             stack.enter_context(_claimed(directory))
         progress = log.Progress(train.steps, None if peers.first else consoles.Console(quiet=True))
+
+        if asked.log.wandb:
+            tracker.load(asked.log.wandb)  # its absence is told before any work is done
+        window = trace.Window(profile, train.steps, directory)
+        stack.callback(window.close)
+        programs = stack.enter_context(compilations.counted())
 
         # The text, and the tokens it is made of.
         mesh = sharding.make_mesh(asked.runtime.mesh)
@@ -132,10 +143,11 @@ def run(
         eval_step = evaluate.make_eval_step(net, mesh)
 
         # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
-        writer = log.Record(directory, first) if peers.first else log.Nothing(directory)
-        record = stack.enter_context(contextlib.closing(writer))
+        record = stack.enter_context(
+            contextlib.closing(_record(directory, first, asked.log.wandb, peers))
+        )
         account = Meter(
-            asked, config, record, progress, before, lambda n: batches[n - 1], train_key
+            asked, config, record, progress, before, lambda n: batches[n - 1], train_key, programs
         )
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         stack.callback(progress.stop)
@@ -146,9 +158,11 @@ def run(
             with account.waiting():
                 batch = step.put_batch(upcoming.result(), mesh, train.batch_size)
             upcoming = pool.submit(share.__getitem__, number)
+            window.before(number)
             with account.compiling(number == first + 1):
                 state, metrics = train_step(state, batch, train_key)
                 peers.steady(metrics)
+            window.after(number, metrics)
             account.step(number, metrics)
             last, stop = number == train.steps, peers.stopping(number, interrupt.signum)
             told = interrupt.received or time.perf_counter()  # by a peer just now
@@ -172,8 +186,7 @@ def run(
         checkpoints.wait()
         progress.stop()
         if last:
-            programs = train_step.__wrapped__._cache_size()  # type: ignore[attr-defined]
-            progress.say(account.summary(state.weights, programs))
+            progress.say(account.summary(state.weights))
         if stop:
             if not last:
                 seconds = time.perf_counter() - told
@@ -262,6 +275,11 @@ def _check_batch(asked: Recipe, mesh: Mesh) -> None:
         (rows // parts, asked.data.length),
         where,
     )
+
+
+def _record(directory: pathlib.Path, first: int, wandb: str | None, peers: Peers) -> log.Record:
+    """Where metrics go: to disk if we speak for all processes, else nowhere."""
+    return log.Record(directory, first, wandb) if peers.first else log.Nothing(directory)
 
 
 def _check_platform(asked: Recipe) -> None:

@@ -31,9 +31,12 @@ class Meter:
         before: Mapping[str, Any],
         batch: Callable[[int], data.Batch],
         key: jax.Array,
+        programs: Mapping[str, int],
     ) -> None:
         """`before` is what `meta` returned when the run was last saved; `batch(n)` is what step n trained on, and
-        `key` the one its own was folded from."""
+        `key` the one its own was folded from; `programs` counts what this process compiles, as
+        `compilations.counted` does."""
+        self._programs = programs
         self._asked, self._config, self._batch, self._key = asked, config, batch, key
         self._record, self._progress = record, progress
         self._tokens: int = before.get("tokens", 0)
@@ -43,7 +46,7 @@ class Meter:
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._peak = flops.peak()
         self._began, self._steps, self._own_tokens = time.perf_counter(), 0, 0
-        self._compiling, self._paused = 0.0, 0.0
+        self._compiling, self._paused, self._waited_in_all = 0.0, 0.0, 0.0
         self._restart()
 
     def meta(self) -> dict[str, Any]:
@@ -60,7 +63,9 @@ class Meter:
         """Around waiting for a batch."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        took = time.perf_counter() - start
+        self._waited += took
+        self._waited_in_all += took
 
     @contextlib.contextmanager
     def compiling(self, compiles: bool) -> Iterator[None]:
@@ -100,7 +105,7 @@ class Meter:
             f"perplexity {values['perplexity']:.2f}  {values['bits_per_byte']:.4f} bits per byte"
         )
 
-    def summary(self, params: Any, programs: int) -> str:
+    def summary(self, params: Any) -> str:
         """What the whole run came to, and the losses to the last digit."""
         seconds = time.perf_counter() - self._began
         stepping = seconds - self._compiling - self._paused
@@ -108,10 +113,13 @@ class Meter:
         use = flops.utilisation(rate, self._config, self._asked.data.length, self._peak)
         peak = f"{self._peak.source} {self._peak.flops_per_second / 1e9:,.0f} GFLOP/s"
         speed = f"{rate:,.0f} tokens/s, {use:.0%} of the {peak}"
+        waited = f"{self._waited_in_all / stepping:.1%} of it waiting for data"
+        memory = device_memory()
+        held = "" if memory is None else f", at most {memory / 2**30:,.2f} GiB on a device"
         return "\n".join(
             [
-                f"trained {self._steps} steps in {log.duration(seconds)}: {speed}",
-                f"train_step compiled {programs}x, in {self._compiling:.1f} s",
+                f"trained {self._steps} steps in {log.duration(seconds)}: {speed}, {waited}{held}",
+                f"train_step compiled {self._programs['train_step']}x, in {self._compiling:.1f} s",
                 last_losses(self.meta()),
                 f"weights {checkpoint.tree_digest(params)}",
             ]
@@ -144,8 +152,8 @@ class Meter:
             self._restart()
         self._progress.step(number, values, timing, line)
 
-    def _timing(self, tokens: int, number: int) -> dict[str, float]:
-        """Rates since the last line, and from the whole process's pace the time that is left."""
+    def _timing(self, tokens: int, number: int) -> dict[str, Any]:
+        """Rates since the last line, what was compiled, and from the whole process's pace the time that is left."""
         now = time.perf_counter()
         self._since += tokens
         seconds = now - self._mark
@@ -158,6 +166,9 @@ class Meter:
             ),
             "data_wait": self._waited / seconds,
             "seconds_left": pace * (self._asked.train.steps - number),
+            "compile_seconds": self._compiling,
+            "compiles": self._programs["train_step"],
+            "device_memory": device_memory(),
         }
 
     def _restart(self) -> None:
@@ -190,6 +201,15 @@ class Meter:
                 "checkpoint is kept; lower optimizer.learning_rate in another --workdir"
             )
         self._progress.say(f"{reason}: skipped, as ledger.jsonl says")
+
+
+def device_memory() -> int | None:
+    """The most bytes that one of this process's devices has held so far; None where the backend does not say."""
+    found = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max(
+        (stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats),
+        default=None,
+    )
 
 
 def last_losses(meta: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ CHANGEABLE = (
     r"^runtime\.(mesh|unroll|remat|attention)(\.|$)",
     r"^loss\.chunk$",
     r"^decode(\.|$)",
+    r"^log(\.|$)",
 )
 BAD_STEPS = ("stop", "skip")
 # Which others may when a person says so: from there on it is another run than the config's alone, and `ledger.jsonl`
@@ -205,6 +206,15 @@ class Decode:
 
 
 @dataclasses.dataclass(frozen=True)
+class Log:
+    """Attributes:
+    wandb: the project of Weights & Biases that is told, too; by default none.
+    """
+
+    wandb: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that a run depends on."""
 
@@ -216,6 +226,7 @@ class Recipe:
     loss: LossConfig
     runtime: Devices
     decode: Decode
+    log: Log = Log()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -236,7 +247,7 @@ class Recipe:
 
 
 def from_config(config: Mapping[str, Any]) -> Recipe:
-    """The recipe of a config's groups: model, tokenizer, data, train, optimizer, loss, runtime, decode, and the seed.
+    """The recipe of a config: model, tokenizer, data, train, optimizer, loss, runtime, decode, log, and the seed.
 
     A `preset` in `model` stands for the values of that published model, which the group's other keys change.
 
@@ -251,6 +262,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         "optimizer": OptimizerConfig,
         "loss": LossConfig,
         "runtime": Devices,
+        "log": Log,
     }
     for name in ("model", "decode", *kinds):
         if not isinstance(groups.get(name, {}), Mapping):

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from decode import comparison, grid, quality
 from model import files
 from train import curves, heatmap, log, overlay, sweep
+from train import trials as of_trials
 from train.trials import Arm, Trials
 
 JSON, CSV = "sweep.json", "sweep.csv"
@@ -27,9 +28,32 @@ MEASURES: tuple[dict[str, Any], ...] = (
     {"name": "train_loss", "label": "train loss", "title": "training loss", "digits": 4},
 )
 LEGEND = (
-    "Mean over seeds ± half of its 95 % interval (Student's t; one seed has none). Train loss: the mean of the last 5 %",
-    "of lines. Time: of the steps, without compiling and evaluating.",
+    "Mean over seeds ± half of its 95 % interval (Student's t; one seed has none). Train loss: the mean of the",
+    "last 5 % of lines. Time: of the steps, without compiling and evaluating.",
 )
+
+
+def run(
+    trials: Trials,
+    workdir: pathlib.Path,
+    command: Sequence[str],
+    *,
+    shard: str = "0/1",
+    retry: bool = False,
+    only_report: bool = False,
+    say: Callable[[str], Any] = print,
+) -> int:
+    """Trains the arms of a shard, as `sweep.run` does, and reports on all if they are all; returns the exit code."""
+    arms, code = of_trials.shard(trials, shard), 0
+    if not only_report:
+        code = sweep.run(arms, workdir, command, retry=retry, say=say)
+        if len(arms) < len(trials.arms):
+            say(f"shard {shard} is done; when all are, --report makes the table")
+            return code
+    workdir.mkdir(parents=True, exist_ok=True)
+    for line in report(trials, workdir):
+        say(line)
+    return code
 
 
 def report(trials: Trials, workdir: pathlib.Path) -> list[str]:
@@ -165,10 +189,10 @@ def _seconds(training: Sequence[Mapping[str, Any]]) -> float | None:
 def _estimate(arms: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
     """The mean over arms and the half width of its interval; null where an arm has no such number."""
     several = [arm[name] for arm in arms]
-    if not several or any(value is None for value in several):
+    found = None if None in several else quality.mean(several)
+    if found is None:
         return {"value": None, "half_width": None}
-    found = quality.mean(several)
-    return {"value": found and found.value, "half_width": found and found.half_width()}
+    return {"value": found.value, "half_width": found.half_width()}
 
 
 def _ordered(several: Sequence[Any]) -> list[Any]:
@@ -179,6 +203,7 @@ def _ordered(several: Sequence[Any]) -> list[Any]:
 
 def _axes(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """The axes of a whole grid as pictures have them; numbers of a single one stand at their places."""
+    made: list[dict[str, Any]]
     made = [{"name": path, "values": [grid.shown(v) for v in axes[path]]} for path in axes]
     (first, *others) = axes.values()
     if not others and all(type(value) in (int, float) for value in first):

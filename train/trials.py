@@ -134,6 +134,14 @@ def arms(
     return trials
 
 
+def way(**given: bool) -> str:
+    """The one way of `WAYS` that is asked for; a product, if none is."""
+    asked = [name for name in WAYS if given.get(name)]
+    if len(asked) > 1:
+        raise errors.BadInput(f"--{asked[0]} and --{asked[1]} contradict each other; leave one out")
+    return asked[0] if asked else WAYS[0]
+
+
 def shard(trials: Trials, text: str) -> tuple[Arm, ...]:
     """The arms of shard `i/n`: every n-th, from the i-th on; shards count from 0, as the tasks of job arrays do."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
