@@ -83,7 +83,7 @@ def test_a_run_directory_holds_what_is_promised(finished):
         (4, "valid"),
     ]
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"3", "4"}
-    assert list((finished / "tensorboard").iterdir())
+    assert list((finished / "tensorboard").iterdir()) and list(finished.glob("profile/**/*.pb"))
     assert tokenizer.load(finished / "tokenizer").vocab_size == 300
 
 
