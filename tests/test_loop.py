@@ -5,9 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 import running
@@ -359,35 +356,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(source, tmp_p
     found = json.loads((tmp_path / "flight.json").read_text())
     assert found["step"] == 2 and len({row["sha256"] for row in found["rows"]}) == 8
     assert {found["metrics"]["loss"], found["metrics"]["grad_norm"]} & {"nan", "inf"}
-
-
-def test_a_second_signal_ends_the_process_at_once():
-    program = (
-        "import signal; from train import loop\n"
-        "with loop.Interrupt() as interrupt:\n"
-        "    interrupt.patient = True\n"
-        "    signal.raise_signal(signal.SIGINT); print(interrupt.signum, flush=True)\n"
-        "    signal.raise_signal(signal.SIGTERM); print('still here')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=running.ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGTERM
-    assert done.stdout == "2\n"
-
-
-def test_ctrl_c_before_training_ends_with_one_line_and_nothing_half_written(source, tmp_path):
-    asked = config(source, runtime={"mesh": {"data": 1}})
-    workdir = tmp_path / "run"
-    process = running.start(asked, workdir)
-    while not workdir.exists():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    status, out, err = running.finish(process)
-    assert status == 128 + signal.SIGINT
-    assert err == "ganymede: stopped before training began; run the same command again\n"
-    assert not list(workdir.rglob("*partial*"))
-    assert not (workdir / "metrics.jsonl").exists()
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint_kept(
