@@ -13,9 +13,9 @@ ORACLE := $(VENV)/.oracle-$(VERSION)
 PEERS := $(VENV)/.peers-$(VERSION)
 
 # Published models, on meshes that could train them.
-GPT3 := --mesh=data:4,fsdp:32,tensor:8 --chip=h100 --config.train.batch_size=1536 --config.train.accumulate=4 --config.loss.chunk=0
-BLOOM := --mesh=data:2,fsdp:64,tensor:4 --chip=a100 --config.train.batch_size=2048 --config.train.accumulate=4 --config.loss.chunk=1000000
-LLAMA := --mesh=data:8,fsdp:64,tensor:4 --chip=v5p --config.train.batch_size=2048 --config.loss.chunk=1000000
+GPT3 := --mesh=data:4,fsdp:32,tensor:8 --chip=h100 --config.train.batch_size=1536 --config.train.accumulate=4 --config.loss.chunk=4096
+BLOOM := --mesh=data:2,fsdp:64,tensor:4 --chip=a100 --config.train.batch_size=2048 --config.train.accumulate=4 --config.loss.chunk=4096
+LLAMA := --mesh=data:8,fsdp:64,tensor:4 --chip=v5p --config.train.batch_size=2048 --config.loss.chunk=4096
 
 # On Linux, training spends a tenth or more of its time in page faults unless malloc asks for huge pages.
 ifeq ($(shell uname -s),Linux)
