@@ -43,7 +43,7 @@ if act == "memory":
 if act == "stop" and not (place / "saved").exists():
     def save(signum, frame):
         (place / "checkpoints" / "3").mkdir(parents=True)
-        (place / "saved").write_text(str(signum))
+        (place / "saved").write_text(f"{signum} {os.getpgrp() == os.getpid()}")
         time.sleep(0.2)  # a second signal would be seen
         sys.exit(128 + signum)
     signal.signal(signal.SIGINT, save)
@@ -148,7 +148,9 @@ def test_a_sweep_that_is_stopped_lets_its_arm_save_and_the_same_command_goes_on(
         sweeping(asked.arms, {"0.002": "stop"})
     assert left.value.code == 128 + signal.SIGINT and signal.getsignal(signal.SIGINT) == usual
     assert starts(tmp_path, asked) == [1, 1, 0]
-    assert (tmp_path / asked.arms[1].digest / "saved").read_text() == str(int(signal.SIGINT))
+    assert (
+        tmp_path / asked.arms[1].digest / "saved"
+    ).read_text() == "2 True"  # out of Ctrl-C's reach
     assert not list(tmp_path.glob("*/failed.json"))
     assert "not done: 2 of 3 arms" in "\n".join(standings.report(asked, tmp_path))
     assert sweeping(asked.arms, {"0.002": "stop"})[0] == 0
