@@ -24,7 +24,7 @@ from flax import traverse_util
 from model import blocks, errors, files, sharding
 
 # Under which name training keeps the weights that stand in place of those it trains.
-AVERAGE = "opt_state/average/"
+AVERAGE = "/average/"
 HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 # How Orbax and TensorStore word what a disk refuses; the exception's type depends on which thread met it.
 DISK = re.compile(
@@ -158,11 +158,12 @@ def params_only(directory: str | pathlib.Path, step: int, abstract_params: Any) 
     directory = pathlib.Path(directory).absolute()
     with _damage(directory, step):
         there = _read_json(directory, step)["leaves"]
-    averaged = {name.removeprefix(AVERAGE) for name in there if name.startswith(AVERAGE)}
+    # Wherever it stands in the optimiser's state.
+    averaged = {name.partition(AVERAGE)[2]: name for name in there if AVERAGE in name}
     trained = {name for name in there if name.startswith("params/")}
-    only = {AVERAGE + name for name in averaged} | trained - {f"params/{name}" for name in averaged}
+    only = {*averaged.values()} | trained - {f"params/{name}" for name in averaged}
     flat = traverse_util.flatten_dict(abstract_params, sep="/")
-    names = {name: f"{AVERAGE if name in averaged else 'params/'}{name}" for name in flat}
+    names = {name: averaged.get(name, f"params/{name}") for name in flat}
     wanted = {full: flat[name] for name, full in names.items()}
     nested = _read(directory, step, traverse_util.unflatten_dict(wanted, sep="/"), only)[0]
     read = traverse_util.flatten_dict(nested, sep="/")

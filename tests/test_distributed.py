@@ -150,7 +150,7 @@ def test_two_processes_go_on_from_a_checkpoint_of_one_and_train_what_it_would(ru
 def test_a_signal_to_one_process_stops_all_after_the_same_step_which_is_saved(runs):
     (status, out, err), (other_status, _, other_err) = json.loads((runs / "said").read_text())
     assert (status, other_status) == (128 + signal.SIGTERM,) * 2, (err, other_err)
-    stopped = int(re.search(r"SIGTERM: stopped after step (\d+) of 12, which is saved", out)[1])
+    stopped = int(re.search(r"SIGTERM: stopped after step (\d+) of 12, saved in", out)[1])
     assert stopped == checkpoint.latest(runs / "stopped" / "checkpoints") >= 5
     assert_close(runs / "one", runs / "stopped", until=stopped)
     assert other_err == "ganymede: finishing this step and saving; once more ends it at once\n"

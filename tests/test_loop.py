@@ -123,7 +123,7 @@ def test_a_run_measures_samples_and_loads_the_average_of_its_weights_if_it_keeps
         "leaves"
     ]
     trained = leaves["params/stack/norm/scale"]["sha256"]
-    assert leaves["opt_state/average/stack/norm/scale"]["sha256"] != trained
+    assert leaves["opt_state/inner/average/stack/norm/scale"]["sha256"] != trained
     assert not [name for name in leaves if re.search("^opt_state.*embedding", name)]
 
 

@@ -56,7 +56,6 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_left_in_peac
     # The controls: the same resume with other dropout masks, or another seed, would have been seen.
     _, redrawn = kills.finish(CELL, source, control, 5, "loop.TRAINING = 7")
     assert kills.differences(whole, redrawn) >= {"parameters", "optimizer", "metrics"}
-    assert kills.differences(redrawn, whole, kills.CLOSE) == {"losses"}
     reseeded = kills.everything(workdir, {**config, "seed": 6})
     assert kills.differences(whole, reseeded) == {"batches"}
     assert kills.differences(whole, reseeded, kills.CLOSE) == {"batches"}

@@ -214,11 +214,12 @@ def interpolated(average: Any, weights: Any, optimizer: Any) -> Any:
 
 def used(weights: Any, state: Any) -> Any:
     """The weights to evaluate with, of those that are trained and an optimiser's state."""
-    if not isinstance(state, Averaged):
+    kept = optax.tree.get(state, "Averaged", default=None)  # whatever stands around it
+    if kept is None:
         return weights
     return jax.tree.map(
         lambda a, w: w if isinstance(a, optax.MaskedNode) else a,
-        state.average,
+        kept.average,
         weights,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
