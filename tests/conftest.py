@@ -32,6 +32,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Slow files whose claims are about our own logic more than about jax's: CI runs them on one jax only.
+ONCE = {
+    *("test_check", "test_contrastive", "test_distributed", "test_documents", "test_drafting"),
+    *("test_guides", "test_launch", "test_report", "test_resume"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the tests of `ONCE`."""
+    for item in items:
+        if item.path.stem in ONCE:
+            item.add_marker("once")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Forbids dtype promotion around a test and the fixtures it is the first to need."""
