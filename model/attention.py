@@ -173,7 +173,7 @@ def attend(
     if kind == "auto":
         # Blocks of rows whose tokens lie on several devices would have to be sent around.
         whole = sharding.devices_of("sequence") == 1
-        kind = "blocks" if sight.causal and length > BLOCK and whole else "xla"
+        kind = "blocks" if sight.causal and length > 2 * BLOCK and whole else "xla"
     if kind != "blocks":
         return _attend(kind, scale, cap, q_BTNH, k_BSKH, v_BSKH, sight.sees, sight.bias)
     part = jax.checkpoint(functools.partial(_attend, "xla", scale, cap))

@@ -325,7 +325,7 @@ class Runtime:
         remat: what the backward pass computes again: `none`, all but matrix products (`dots`), everything (`full`).
         attention: how rows without a cache attend: `xla` at once; `blocks` of 128 queries, each to the keys it can see,
             whose maps the backward pass computes again, so that none is stored; `cudnn`, the fused kernel of NVIDIA
-            GPUs, in bfloat16; `auto` takes blocks for causal rows of more than 128 tokens, and `xla` otherwise.
+            GPUs, in bfloat16; `auto` takes blocks for causal rows of more than 256 tokens, and `xla` otherwise.
     """
 
     dtype: str = "float32"

@@ -271,7 +271,7 @@ def test_blocks_store_no_map_and_skip_what_nobody_sees():
 
 @pytest.mark.parametrize(("axis", "blocks"), [("data", True), ("sequence", False)])
 def test_rows_whose_tokens_lie_on_several_devices_are_not_cut(axis, blocks, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attention, "BLOCK", 3)
     sight, parts = attention.look(8, causal=True), []
     monkeypatch.setattr(attention, "_cut", lambda *args: parts.append(args))
     x_BTNH = jax.ShapeDtypeStruct((2, 8, 1, 2), jnp.float32)

@@ -86,7 +86,9 @@ def budget(asked: Asked, sizes: Mapping[str, int]) -> Budget:
     """Of the device that has most, on a mesh of `sizes`."""
     mesh = layout.mesh_of(sizes)
     sizes = dict(mesh.shape)
-    runtime = dataclasses.replace(asked.runtime, scan=True, dropout=asked.runtime.dropout)
+    runtime = dataclasses.replace(asked.runtime, scan=True)
+    if sizes["sequence"] > 1 and runtime.attention == "auto":
+        runtime = dataclasses.replace(runtime, attention="xla")  # as it is on such a mesh
     net = model.build(asked.model, runtime)
     boxed = step.boxed_state(net, optimizer.build(asked.optimizer, asked.train.steps))
     params, rest = layout.leaves(boxed.params, mesh), layout.leaves(boxed.opt_state, mesh)
