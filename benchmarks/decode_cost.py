@@ -29,7 +29,7 @@ from absl import app, flags  # noqa: E402
 import decode  # noqa: E402
 import model  # noqa: E402
 from model import cache, presets  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests import held, tiny  # noqa: E402
 
 SHAPES = {
     "tiny": presets.config("gpt2-124m", vocab_size=8192, layers=4, width=256, heads=8),
@@ -173,10 +173,10 @@ def report_first() -> None:
                 check=True,
             )
             told = json.loads(run.stdout.splitlines()[-1])
-            held, peak = told["held"] / 1e6, told["peak"] / 1e6
+            arrays, peak = told["held"] / 1e6, told["peak"] / 1e6
             print(
-                f"first token, {name}: {told['seconds']:.1f} s; weights and cache {held:.0f} MB, "
-                f"memory at most {peak:.0f} MB, {peak / held - 1:+.0%}; {told['settled'] / 1e6:.0f} MB "
+                f"first token, {name}: {told['seconds']:.1f} s; weights and cache {arrays:.0f} MB, "
+                f"memory at most {peak:.0f} MB, {peak / arrays - 1:+.0%}; {told['settled'] / 1e6:.0f} MB "
                 "while 64 tokens were written again"
             )
     print()
@@ -189,7 +189,7 @@ def first_token(config: model.ModelConfig) -> dict[str, float]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.block_until_ready(jax.numpy.ones(3) + 1)
-    before = status("VmRSS")
+    before = held.now()
     rng = np.random.default_rng(0)
     net = model.build(config)
     shapes = jax.eval_shape(lambda key: model.init(net, key=key), jax.random.key(0))
@@ -198,34 +198,23 @@ def first_token(config: model.ModelConfig) -> dict[str, float]:
         shapes,
     )
     lm = model.LM(config, jax.block_until_ready(params), tiny.Silent(), net)  # type: ignore[arg-type]
-    forget()
+    held.forget()
     times: list[float] = []
     start = time.perf_counter()
     settings = decode.Settings(max_new_tokens=64, temperature=0.0)
     ask = dict(seed=0, batch_size=1, on_token=lambda *token: times.append(time.perf_counter()))
     decode.generate(lm, prompts(lm, 1), settings, **ask)
-    peak = status("VmHWM") - before
-    forget()
+    peak = held.most() - before
+    held.forget()
     decode.generate(lm, prompts(lm, 1), settings, **ask)
     blank = jax.eval_shape(lambda: cache.init(config, 1, 128))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, blank)))
+    arrays = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, blank)))
     return {
         "seconds": times[0] - start,
-        "held": held,
+        "held": arrays,
         "peak": peak,
-        "settled": status("VmHWM") - before,
+        "settled": held.most() - before,
     }
-
-
-def status(name: str) -> int:
-    """Bytes that Linux reports of this process."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def forget() -> None:
-    """Lets the largest memory so far be that of now."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from absl import app, flags  # noqa: E402
 
 import model  # noqa: E402
 from model import blocks, hf, presets, sharding  # noqa: E402
+from tests import held  # noqa: E402
 from train import flops, optimizer, step  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -103,9 +104,9 @@ def main(argv: list[str]) -> None:
     print(
         f"load   {load:.1f} on {os.cpu_count()} cores at the start; well above 1: do not quote this"
     )
-    held = {name: alone(name) / 2**20 for name in steps}
+    most = {name: alone(name) / 2**20 for name in steps}
     print(
-        f"memory {held['ours']:.0f} MiB at most ours, {held['torch']:.0f} torch: {held['ours'] / held['torch']:.2f}x"
+        f"memory {most['ours']:.0f} MiB at most ours, {most['torch']:.0f} torch: {most['ours'] / most['torch']:.2f}x"
     )
 
 
@@ -123,7 +124,7 @@ def alone(name: str) -> int:
 
 def memory(config: model.ModelConfig) -> int:
     """What the steps of `--memory` hold at most over what this process held before."""
-    before = status("VmRSS")
+    before = held.now()
     if FLAGS.memory == "ours":
         net = model.build(config)
         take, _ = make_ours(
@@ -137,16 +138,10 @@ def memory(config: model.ModelConfig) -> int:
     for i in range(FLAGS.warmup):
         take(make_batch(i))
     # What compiling took is not what a step takes.
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    held.forget()
     for i in range(FLAGS.steps):
         take(make_batch(i))
-    return status("VmHWM") - before
-
-
-def status(name: str) -> int:
-    """Bytes that Linux reports of this process."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    return held.most() - before
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:

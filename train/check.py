@@ -7,7 +7,6 @@ not: bytes stand for its pieces. What would take too long is halved until it doe
 import dataclasses
 import functools
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from flax import linen as nn
 import model
 from model import errors, sharding, tokenizer
 from model.config import RECURRENT, ModelConfig, Runtime
-from train import data, documents, flight, flops, optimizer, step
+from train import data, documents, flight, flops, optimizer, paths, step
 from train.recipe import Recipe
 
 STEPS = 40  # in which one batch must have been learnt, at most
@@ -241,13 +240,11 @@ def learning(subject: Subject) -> tuple[bool, str]:
 def dead(subject: Subject) -> tuple[bool, str]:
     """Whether every parameter has a gradient, once the batch has been learnt: before, what begins at 0 hides others."""
     norms = flight.norms(subject.gradients[1](subject.learnt[1]))
-    leaves = jax.tree_util.tree_leaves_with_path(norms)
+    trained = paths.without(subject.asked.optimizer.frozen, norms)
+    leaves = jax.tree_util.tree_leaves_with_path(trained)
     silent = []
-    frozen = subject.asked.optimizer.frozen
     for path, norm in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if any(re.search(pattern, name) for pattern in frozen):
-            continue
         layers = np.flatnonzero(np.atleast_1d(norm) == 0).tolist()
         silent += [f"{name} of layer {i}" if np.ndim(norm) else name for i in layers]
     if silent:

@@ -306,11 +306,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def digest(recipe: Recipe) -> str:
     """12 letters for what a run computes: of all keys but those that are `CHANGEABLE`, defaults written out."""
     return grid.digest(
-        {
-            key: value
-            for key, value in resolved(recipe).items()
-            if not any(re.search(rule, key) for rule in CHANGEABLE)
-        }
+        {key: value for key, value in resolved(recipe).items() if not _one_of(CHANGEABLE, key)}
     )
 
 
@@ -326,7 +322,7 @@ def changes(
     return [
         (key, before.get(key), after.get(key))
         for key in before | after
-        if before.get(key) != after.get(key) and not any(re.search(rule, key) for rule in ignore)
+        if before.get(key) != after.get(key) and not _one_of(ignore, key)
     ]
 
 
@@ -346,7 +342,7 @@ def check_allowed(keys: Sequence[str], config: Mapping[str, Any]) -> None:
 
 def way_out(key: str) -> str:
     """How a message goes on about a changed key that may be allowed; nothing about another."""
-    allowable = any(re.search(rule, key) for rule in ALLOWABLE)
+    allowable = _one_of(ALLOWABLE, key)
     return f", or add --allow_change={key}" if allowable else ""
 
 
@@ -380,6 +376,10 @@ def _check(recipe: Recipe) -> None:
         )
     optimizer.schedule(recipe.optimizer, recipe.train.steps)
     optimizer.check_model(recipe.optimizer, provisional)
+
+
+def _one_of(rules: Sequence[str], key: str) -> bool:
+    return any(re.search(rule, key) for rule in rules)
 
 
 def _flat(groups: Any, prefix: str = "") -> dict[str, Any]:
