@@ -120,9 +120,28 @@ def test_a_config_names_sources_by_path_mapping_or_list():
         (["a", 7], r"data\.train\[1\] is 7; it must be a path or a mapping"),
         (7, r"data\.train is 7; it must be a path, a mapping with a path, or a list"),
         (
-            {"path": "a", "format": "json"},
-            r"format of data source a is 'json' \(did you mean 'jsonl'\?\)",
+            {"path": "a", "format": "jsonn"},
+            r"format of data source a is 'jsonn' \(did you mean 'json'\?\); it must be one of: auto, text,",
         ),
+        (
+            {"path": "a", "part": "0.9"},
+            r"part of data source a is '0\.9'; it must be two numbers from 0 to 1",
+        ),
+        (
+            {"path": "a", "part": "0.9:0.1"},
+            r"part of data source a is '0\.9:0\.1'; it must be two numbers",
+        ),
+        (
+            {"path": "a", "part": "0:nan"},
+            r"part of data source a is '0:nan'; it must be two numbers",
+        ),
+        ({"path": "a", "limit": 0}, r"limit of data source a is 0; it must be at least 1"),
+        ({"path": {}}, r"has path=\{\} and format='auto'; a mapping names parallel text files"),
+        (
+            {"path": {"fr": "a", "en": "b"}, "format": "tsv"},
+            r"data source a \+ b has path=\{'fr': 'a', 'en': 'b'\} and format='tsv'; a mapping names parallel text",
+        ),
+        ({"path": {"fr": 7}}, r"data\.train\[0\]\.path.* is .*7.*must be text"),
         (
             {"path": "a", "split": "word"},
             r"split of data source a is 'word'.* auto, file, paragraph, line$",
@@ -163,7 +182,7 @@ def test_a_wrong_source_in_a_config_is_named(values, message):
             "a.jsonl",
             b'\n["Io"]',
             {},
-            r'a\.jsonl line 2 is not a JSON object; write rows like \{"text": "\.\.\."\}',
+            r'a\.jsonl line 2 is not a JSON object; write rows like \{"text": "\.\.\.", "label": "\.\.\."\}',
         ),
         (
             "a.jsonl",
@@ -185,18 +204,23 @@ def test_a_wrong_source_in_a_config_is_named(values, message):
         ),
         (
             "a.tsv",
-            b"label\tsentence\n",
+            b"label\tsentence\n0\tIo\n",
             {"field": "sentance"},
-            r"a\.tsv has no column 'sentance' \(did you mean 'sentence'\?\); set field to one of: label, sentence",
+            r"a\.tsv line 2 has no field 'sentance' \(did you mean 'sentence'\?\); set field to one of: label, ",
         ),
         (
             "a.tsv",
             b"label\ttext\n0\tIo\n1\n",
             {},
-            r"a\.tsv line 3 has 1 columns, so none for 'text', which is number 1",
+            r"a\.tsv line 3 has 1 columns, and there must be 2: label, text; correct the line",
         ),
-        ("a.tsv", b"Io\n", {"field": "3"}, r"a\.tsv line 1 has 1 columns, so none for '3'"),
-        ("a.tsv", b"", {}, r"a\.tsv has no column 'text'"),
+        (
+            "a.tsv",
+            b"Io\n",
+            {"field": "3"},
+            r"a\.tsv line 1 has no field '3'; set field to one of: 0",
+        ),
+        ("a.tsv", b"label\ttext\n", {}, r"a\.tsv holds no text; give one"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_with_the_place(

@@ -1,62 +1,70 @@
-"""How do files become documents, one string each?
+"""Which records, or documents, does a data source of a config hold?
 
-Text, JSON lines and TSV, plain or gzip, from a file, a glob or a directory; or the prose and code that
-every CPython carries. What cannot be read is told in one line with the file and the place in it.
+Files in the formats of `train/formats.py`, plain or gzip, from a path, a glob or a directory; parallel files; data sets
+of the Hugging Face library; or the prose and code that every CPython carries. A record is a mapping of named fields.
 """
 
-import ast
 import dataclasses
 import difflib
 import functools
 import glob
-import gzip
 import hashlib
-import importlib
+import itertools
 import json
 import os
 import pathlib
 import re
-import sysconfig
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from model import errors
+from train import embedded, formats, hub
 
-FORMATS = ("auto", "text", "jsonl", "tsv")
+COLUMNED = ("tsv", "csv", "labelled", "conll")
+FORMATS = ("auto", "text", "jsonl", "json", *COLUMNED, "parquet", "datasets")
 SPLITS = ("auto", "file", "paragraph", "line")
-EMBEDDED = ("python", "python-prose", "python-code")
+EMBEDDED = embedded.NAMES
 
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv"}
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".conll": "conll",
+    ".parquet": "parquet",
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Directories of the standard library with tests, tables, generated code or other people's packages.
-_NOT_TEXT = frozenset(
-    "__phello__ __pycache__ ctypes dist-packages distutils encodings ensurepip idle_test idlelib lib-dynload "
-    "lib2to3 msilib pydoc_data site-packages test tests tkinter turtledemo".split()
-)
-# In characters. A shorter definition is little more than its name; a longer class would be so large a part of
-# the held-out text, a fifth of it in one case, that the measure would be of that class.
-_SHORTEST, _LONGEST = 200, 20_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where documents come from: a file, a glob, a directory, or one of the names in EMBEDDED.
+    """Where records come from: a file, a glob, a directory, a data set `hf://NAME:SPLIT`, or one of EMBEDDED.
 
-    `weight` is the share of the training rows against the other sources; without weights every row of
-    every source comes once per epoch. `field` names the field of a JSON line or the column of a TSV file
-    (a number counts columns from 0 in a file without a header). `split` says what one document of a
-    text file is: the file, each paragraph (blank lines part them), or each line. "auto" takes the files
-    of a directory or a glob whole, and parts a single file, so that some of it can be held out: into
-    paragraphs, or into lines where there is only one paragraph.
+    Attributes:
+        path: where. A mapping of field names to files means parallel files: line n of each is one record.
+        weight: the share of the training rows against the other sources; without weights every row of every source
+            comes once per epoch.
+        format: one of FORMATS; "auto" goes by the file's suffix before .gz, and takes what it does not know for text.
+        field: of which field a text is read, and the name that the text of a text file gets. A number means that a
+            TSV or CSV file has no header: its columns are then counted from 0.
+        split: what one document of a text file is: the file, each paragraph (blank lines part them), or each line.
+            "auto" takes the files of a directory or a glob whole, and parts a single file, so that some of it can be
+            held out: into paragraphs, or into lines where there is only one paragraph.
+        columns: names of the columns of a TSV or CSV file without a header, of labelled lines, or of a CoNLL file.
+        part: a share by position, such as "0:0.9" and "0.9:1": of a single text file by characters, of all else by
+            records. Of n of them "0:0.9" has the first int(0.9 n), and "0.9:1" the others.
+        limit: at most so many records, the first ones.
     """
 
-    path: str
+    path: str | dict[str, str]
     weight: float | None = None
     format: str = "auto"
     field: str = "text"
     split: str = "auto"
+    columns: tuple[str, ...] = ()
+    part: str | None = None
+    limit: int | None = None
 
     def __post_init__(self):
         for name, known in (("format", FORMATS), ("split", SPLITS)):
@@ -64,12 +72,40 @@ class Source:
             if value not in known:
                 hint = errors.nearest(value, known)
                 raise errors.BadInput(
-                    f"{name} of data source {self.path} is {value!r}{hint}; it must be one of: {', '.join(known)}"
+                    f"{name} of data source {self.name} is {value!r}{hint}; it must be one of: {', '.join(known)}"
                 )
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise errors.BadInput(
-                f"weight of data source {self.path} is {self.weight}; it must be a number above 0"
+                f"weight of data source {self.name} is {self.weight}; it must be a number above 0"
             )
+        if self.limit is not None and self.limit < 1:
+            raise errors.BadInput(
+                f"limit of data source {self.name} is {self.limit}; it must be at least 1"
+            )
+        if self.part is not None and self.share is None:
+            raise errors.BadInput(
+                f"part of data source {self.name} is {self.part!r}; it must be two numbers from 0 to 1, the second "
+                "larger, such as '0:0.9'"
+            )
+        if isinstance(self.path, dict) and (not self.path or self.format not in ("auto", "text")):
+            raise errors.BadInput(
+                f"data source {self.name} has path={self.path!r} and format={self.format!r}; a mapping names parallel "
+                "text files, one line a record, by field"
+            )
+
+    @property
+    def name(self) -> str:
+        """The path, as messages give it."""
+        return self.path if isinstance(self.path, str) else " + ".join(self.path.values())
+
+    @property
+    def share(self) -> tuple[float, float] | None:
+        """`part` in numbers; None where there is none, or none that means anything."""
+        try:
+            first, last = map(float, (self.part or "").split(":"))
+        except ValueError:
+            return None
+        return (first, last) if 0 <= first < last <= 1 else None
 
 
 def sources(values: Any, where: str = "data.train") -> tuple[Source, ...]:
@@ -94,31 +130,49 @@ def sources(values: Any, where: str = "data.train") -> tuple[Source, ...]:
     return tuple(found)
 
 
-def read(source: Source) -> Iterator[str]:
-    """The documents of a source, files in the order of their paths; those without a visible character are skipped."""
-    if source.path in EMBEDDED:
-        documents: Iterable[str] = _embedded(source.path)
-    else:
-        documents = (text for path in _paths(source) for text in _read_file(path, source))
+def records(source: Source) -> Iterator[formats.Record]:
+    """The records of a source with all their fields, files in the order of their paths."""
+    return (record for _, record in located(source))
+
+
+def located(source: Source) -> Iterator[formats.Located]:
+    """As `records`, each behind the place where it stands, such as `train.jsonl line 3`, for messages about it."""
     count = 0
-    for text in documents:
+    for found in _chosen(source):
+        count += 1
+        yield found
+    if not count:
+        raise errors.BadInput(f"data source {source.name} holds no record{_remedy(source)}")
+
+
+def read(source: Source) -> Iterator[str]:
+    """The text of each record, its one `field`; those without a visible character are skipped."""
+    count = 0
+    for place, record in _chosen(source):
+        text = _text(place, record, source.field)
         if text.strip():
             count += 1
             yield text
     if not count:
-        raise errors.BadInput(
-            f"data source {source.path} holds no text; give one with at least one document"
-        )
+        raise errors.BadInput(f"data source {source.name} holds no text{_remedy(source)}")
 
 
 def digest(source: Source) -> str:
     """SHA-256 of how a source is read and of its files' bytes; not of where they lie."""
-    reading = [source.format, source.field, _split(source)]
+    reading: list[Any] = [source.format, source.field, _split(source)]
+    later = {name: getattr(source, name) for name in ("columns", "part", "limit")}
+    reading += [
+        [name, value] for name, value in later.items() if value
+    ]  # absent, as they once were
+    if isinstance(source.path, dict):
+        reading.append(list(source.path))
     hashed = hashlib.sha256(json.dumps(reading).encode())
-    embedded = source.path in EMBEDDED
-    if embedded:
-        hashed.update(json.dumps([source.path, _SHORTEST, _LONGEST, _topics()]).encode())
-    for path in _modules() if embedded else _paths(source):
+    if _of_hub(source):
+        hashed.update(hub.digest(source.name).encode())
+        return hashed.hexdigest()
+    if source.path in EMBEDDED:
+        hashed.update(embedded.identity(source.name).encode())
+    for path in embedded.files() if source.path in EMBEDDED else _paths(source):
         try:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
@@ -128,8 +182,62 @@ def digest(source: Source) -> str:
     return hashed.hexdigest()
 
 
+def _chosen(source: Source) -> Iterator[formats.Located]:
+    """The records in `part`, up to `limit`."""
+    found = _all(source)
+    if source.share is not None and not _cut_by_characters(source):
+        kept = formats.cut(source.share, sum(1 for _ in _all(source)))
+        found = itertools.islice(found, kept.start, kept.stop)
+    return itertools.islice(found, source.limit)
+
+
+def _all(source: Source) -> Iterator[formats.Located]:
+    """Every record of a source, with its place."""
+    if isinstance(source.path, dict):
+        return formats.parallel(dict(zip(source.path, _paths(source), strict=True)))
+    if source.path in EMBEDDED:
+        documents = embedded.documents(source.path)
+        return ((source.name, {source.field: text}) for text in documents)
+    if _of_hub(source):
+        return hub.records(source.path)
+    return itertools.chain.from_iterable(_read_file(path, source) for path in _paths(source))
+
+
+def _of_hub(source: Source) -> bool:
+    """Whether the `datasets` library reads it."""
+    if not isinstance(source.path, str) or source.path in EMBEDDED:
+        return False
+    return source.format == "datasets" or (source.format == "auto" and hub.names(source.path))
+
+
+def _text(place: str, record: formats.Record, field: str) -> str:
+    """One field of a record, which must be text."""
+    if field not in record:
+        raise errors.BadInput(
+            f"{place} has no field {field!r}{errors.nearest(field, record)}; set field to one of: {', '.join(record)}"
+        )
+    text = record[field]
+    if not isinstance(text, str):
+        raise errors.BadInput(
+            f"{place}: field {field!r} is {text!r} ({type(text).__name__}); it must be text"
+        )
+    if _SURROGATE.search(text):
+        raise errors.BadInput(f"{place}: field {field!r} holds a lone surrogate; remove it")
+    return text
+
+
+def _remedy(source: Source) -> str:
+    """The end of a message about a source that is empty."""
+    if source.part is None:
+        return "; give one with at least one document"
+    return f" in its part {source.part!r}; take a larger part"
+
+
 def _paths(source: Source) -> list[pathlib.Path]:
-    """The files of a source, sorted; hidden ones are not looked at."""
+    """The files of a source, sorted, parallel ones as given; hidden ones are not looked at."""
+    if isinstance(source.path, dict):
+        alone = (Source(side, format="text") for side in source.path.values())
+        return [_only(side) for side in alone]
     path = pathlib.Path(source.path).expanduser()
     if path.is_dir():
         inside = (found for found in path.rglob("*") if found.is_file())
@@ -149,9 +257,19 @@ def _paths(source: Source) -> list[pathlib.Path]:
             if os.path.isfile(found)
         ]
     if not files:
-        hint = _similar(path.name, _beside(path)) or errors.nearest(source.path, EMBEDDED)
-        raise errors.BadInput(f"data file {source.path} does not exist{hint}; check the path")
+        hint = _similar(path.name, _beside(path)) or errors.nearest(source.name, EMBEDDED)
+        raise errors.BadInput(f"data file {source.name} does not exist{hint}; check the path")
     return sorted(files, key=lambda found: found.as_posix())
+
+
+def _only(source: Source) -> pathlib.Path:
+    """The file of a source that must be one."""
+    paths = _paths(source)
+    if len(paths) > 1:
+        raise errors.BadInput(
+            f"parallel file {source.name} is {len(paths)} files; name one file for each field"
+        )
+    return paths[0]
 
 
 def _beside(path: pathlib.Path) -> list[str]:
@@ -170,8 +288,20 @@ def _similar(name: str, known: Iterable[str]) -> str:
 
 def _split(source: Source) -> str:
     """What one document of a text file is; "auto" is left for a single file, which has to be read to know."""
-    single = source.path not in EMBEDDED and pathlib.Path(source.path).expanduser().is_file()
-    return "file" if source.split == "auto" and not single else source.split
+    return "file" if source.split == "auto" and not _is_file(source) else source.split
+
+
+def _is_file(source: Source) -> bool:
+    """Whether a source is one file by its own name."""
+    path = source.path
+    return (
+        isinstance(path, str) and path not in EMBEDDED and pathlib.Path(path).expanduser().is_file()
+    )
+
+
+def _cut_by_characters(source: Source) -> bool:
+    """Whether `part` counts characters: where there is one file, of text."""
+    return _is_file(source) and _format(pathlib.Path(source.name), source) == "text"
 
 
 def _format(path: pathlib.Path, source: Source) -> str:
@@ -181,162 +311,28 @@ def _format(path: pathlib.Path, source: Source) -> str:
     return _SUFFIXES.get(pathlib.Path(path.name.removesuffix(".gz")).suffix.lower(), "text")
 
 
-def _read_file(path: pathlib.Path, source: Source) -> Iterator[str]:
-    """The documents of one file; whatever makes it unreadable is told with its name."""
-    opened = gzip.open if path.name.endswith(".gz") else open
-    readers = {"text": _read_text, "jsonl": _read_jsonl, "tsv": _read_tsv}
-    try:
-        with opened(path, "rb") as file:
-            yield from readers[_format(path, source)](path, file, source)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+def _read_file(path: pathlib.Path, source: Source) -> Iterator[formats.Located]:
+    """The records of one file."""
+    how = _format(path, source)
+    if source.columns and how not in COLUMNED:
         raise errors.BadInput(
-            f"{path} is not a complete gzip file ({error}); copy or compress it again"
-        ) from error
-    except OSError as error:
-        raise errors.BadInput(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _read_text(path: pathlib.Path, file: Iterable[bytes], source: Source) -> Iterator[str]:
-    """Documents of a text file: the file, its paragraphs, or its lines."""
-    split = _split(source)
-    if split == "line":
-        yield from (line for _, line in _lines(path, file))
-        return
-    text = _decode(path, b"".join(file), 0).removeprefix("\ufeff")
-    if split == "file":
-        yield text
-        return
-    paragraphs = re.split(r"\n\s*\n", text)
-    if split == "auto" and sum(1 for paragraph in paragraphs if paragraph.strip()) < 2:
-        yield from (line.removesuffix("\r") for line in text.split("\n"))
-    else:
-        yield from paragraphs
-
-
-def _read_jsonl(path: pathlib.Path, file: Iterable[bytes], source: Source) -> Iterator[str]:
-    """One document per line: the named field of a JSON object."""
-    for number, line in _lines(path, file):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise errors.BadInput(
-                f"{path} line {number} is not JSON: {error}; correct the line"
-            ) from error
-        if not isinstance(row, dict):
-            raise errors.BadInput(
-                f'{path} line {number} is not a JSON object; write rows like {{"{source.field}": "..."}}'
-            )
-        if source.field not in row:
-            raise errors.BadInput(
-                f"{path} line {number} has no field {_unknown(source.field, row)}"
-            )
-        text = row[source.field]
-        if not isinstance(text, str):
-            raise errors.BadInput(
-                f"{path} line {number}: field {source.field!r} is {text!r} ({type(text).__name__}); it must be text"
-            )
-        if _SURROGATE.search(text):
-            raise errors.BadInput(
-                f"{path} line {number}: field {source.field!r} holds a lone surrogate; remove it"
-            )
-        yield text
-
-
-def _read_tsv(path: pathlib.Path, file: Iterable[bytes], source: Source) -> Iterator[str]:
-    """One document per row: the named column, or the one with that number in a file without a header."""
-    lines = _lines(path, file)
-    if source.field.isdecimal():
-        column = int(source.field)
-    else:
-        header = next(lines, (1, ""))[1].split("\t")
-        if source.field not in header:
-            raise errors.BadInput(f"{path} has no column {_unknown(source.field, header)}")
-        column = header.index(source.field)
-    for number, line in lines:
-        cells = line.split("\t")
-        if column < len(cells):
-            yield cells[column]
-        elif line:
-            raise errors.BadInput(
-                f"{path} line {number} has {len(cells)} columns, so none for {source.field!r}, which is number "
-                f"{column} counted from 0; correct the line or data.field"
-            )
-
-
-def _unknown(field: str, known: Iterable[str]) -> str:
-    """The end of a message about a field that is not there."""
-    known = list(known)
-    return f"{field!r}{errors.nearest(field, known)}; set field to one of: {', '.join(known)}"
-
-
-def _lines(path: pathlib.Path, file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends; only a line feed ends a line."""
-    offset = 0
-    for number, raw in enumerate(file, 1):
-        line = _decode(path, raw, offset)
-        offset += len(raw)
-        if number == 1:
-            line = line.removeprefix("\ufeff")
-        yield number, line.removesuffix("\n").removesuffix("\r")
-
-
-def _decode(path: pathlib.Path, raw: bytes, offset: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise errors.BadInput(
-            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start}; "
-            "convert the file to UTF-8"
-        ) from error
-
-
-@functools.cache
-def _embedded(name: str) -> tuple[str, ...]:
-    """The documents of one of EMBEDDED: reference topics and module docstrings; functions and classes."""
-    if name == "python":
-        return _embedded("python-prose") + _embedded("python-code")
-    docstrings, definitions = _standard_library()
-    return definitions if name == "python-code" else _topics() + docstrings
-
-
-def _topics() -> tuple[str, ...]:
-    """What `help("with")` and its like print: the language reference by topic."""
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        return ()
-    return tuple(topics[topic] for topic in sorted(topics))
-
-
-@functools.cache
-def _standard_library() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The docstrings of the standard library's modules, and the sources of their functions and classes."""
-    docstrings, definitions = [], []
-    for path in _modules():
-        try:
-            text = path.read_text("utf-8")
-            with warnings.catch_warnings(action="ignore"):
-                tree = ast.parse(text)
-        except (OSError, SyntaxError, ValueError):
-            continue  # not every Python's library is the one its makers shipped
-        docstrings.append(ast.get_docstring(tree) or "")
-        lines = text.splitlines(keepends=True)
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                definitions.append("".join(lines[first - 1 : node.end_lineno]))
-    return (
-        tuple(text for text in docstrings if len(text) >= _SHORTEST),
-        tuple(text for text in definitions if _SHORTEST <= len(text) <= _LONGEST),
-    )
-
-
-def _modules() -> list[pathlib.Path]:
-    """The source files of the standard library that are text for us, sorted."""
-    found = []
-    for directory, inside, names in os.walk(sysconfig.get_paths()["stdlib"]):
-        inside[:] = [name for name in inside if name not in _NOT_TEXT]
-        found += [pathlib.Path(directory, name) for name in names if name.endswith(".py")]
-    return sorted(found, key=lambda path: path.as_posix())
+            f"data source {source.name} has columns, and {path} is read as {how}, which names its own; leave them out, "
+            f"or set format to one of: {', '.join(COLUMNED)}"
+        )
+    document: dict[str, Any] = {"field": source.field, "split": _split(source)}
+    if _cut_by_characters(source):
+        document["part"] = source.share
+    numbered = not source.columns and source.field.isdecimal()
+    table: dict[str, Any] = {"columns": source.columns, "numbered": numbered}
+    readers: dict[str, Callable[..., Iterator[formats.Located]]] = {
+        "text": functools.partial(formats.text, **document),
+        "jsonl": formats.jsonl,
+        "json": formats.array,
+        "tsv": functools.partial(formats.tsv, **table),
+        "csv": functools.partial(formats.comma_separated, **table),
+        "labelled": functools.partial(formats.labelled, columns=source.columns),
+        "conll": functools.partial(formats.conll, columns=source.columns),
+        "parquet": formats.parquet,
+    }
+    with formats.opened(path) as file:
+        yield from readers[how](path, file)
