@@ -132,13 +132,18 @@ BERT_BASE = (
 OLD_NORMS = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 BERT = Architecture(
     prefix="bert.",
-    base=(*BERT_BASE, *rows.dense("pooler.dense", "head/dense", "dD", "Dd", "sequence")),
+    base=(
+        *BERT_BASE,
+        *rows.dense("pooler.dense", "head/dense", "dD", "Dd", "sequence"),
+        *rows.dense("pooler.dense", "pair/dense", "dD", "Dd"),
+    ),
     top=(
         *rows.dense("cls.predictions.transform.dense", "head/dense", "dD", "Dd", "lm"),
         *rows.norm("cls.predictions.transform.LayerNorm", "head/norm", "lm"),
         rows.row("cls.predictions.bias", "output/bias", "V", "", "tied"),
         rows.row("cls.predictions.decoder.weight", "output/weight", "VD"),
         rows.row("cls.predictions.decoder.bias", "output/bias", "V", "", "untied"),
+        *rows.dense("cls.seq_relationship", "pair/out", "CD", "DC"),
         *rows.dense("classifier", "head/out", "CD", "DC"),
     ),
     aliases=OLD_NORMS,

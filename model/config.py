@@ -152,14 +152,20 @@ class Head:
             by its first token; `token` each token; `none` gives the hidden states themselves.
         labels: names of the classes, in order.
         activation: between the two maps of `sequence`: `tanh` (BERT, RoBERTa) or `relu` (DistilBERT).
+        next_sentence: beside the `lm` of an encoder, whether a second text follows the first (BERT's pre-training).
     """
 
     kind: str = "lm"
     labels: tuple[str, ...] = ()
     activation: str = "tanh"
+    next_sentence: bool = False
 
     def __post_init__(self) -> None:
         _check_choices(self, "model.head", "head.")
+        if self.next_sentence and self.kind != "lm":
+            raise errors.BadInput(
+                f"model.head.next_sentence is true and model.head.kind is {self.kind!r}; only 'lm' has both"
+            )
         if bool(self.labels) != (self.kind in ("sequence", "token")):
             raise errors.BadInput(
                 f"model.head has kind={self.kind!r} and {len(self.labels)} labels; "
@@ -281,9 +287,10 @@ class ModelConfig:
                     f"model.{name} is {getattr(self, name)}, which a model of family {self.family!r} does not have; "
                     "leave it out"
                 )
-        if self.head.kind != "lm" and self.family != "encoder_only":
+        if self.head != Head() and self.family != "encoder_only":
+            name = "kind" if self.head.kind != "lm" else "next_sentence"
             raise errors.BadInput(
-                f"model.head.kind is {self.head.kind!r}, which only an encoder_only model has; leave it out"
+                f"model.head.{name} is {getattr(self.head, name)!r}, which only an encoder_only model has; leave it out"
             )
 
     @property

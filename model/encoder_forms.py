@@ -148,6 +148,7 @@ FORMS = {
             "BertForTokenClassification": "token",
             "BertModel": "none",
         },
+        pairs="BertForPreTraining",
         keys=BERT_KEYS,
         read=_read_bert,
         write=_write_bert,

@@ -31,7 +31,8 @@ class EncoderOnly(nn.Module):
         """Returns what the head says, and `aux`.
 
         Float32 logits are [B, T, V] (`lm`), [B, C] (`sequence`) or [B, T, C] (`token`); `none` gives the hidden
-        states [B, T, D].
+        states [B, T, D]. With `head.next_sentence`, `aux["next_sentence"]` are logits [B, 2]: the second text of a row
+        follows the first, or does not.
 
         Args:
             tokens_BT: int32.
@@ -54,6 +55,8 @@ class EncoderOnly(nn.Module):
         if c.head.kind == "none":
             return x_BTD, aux
         if c.head.kind == "lm":
+            if c.head.next_sentence:
+                aux["next_sentence"] = heads.Pair(run, name="pair")(x_BTD, mask)
             x_BTD = heads.Transform(c, run, name="head")(x_BTD)
             return heads.Output(c, run, bias=True, name="output")(x_BTD, embedding.weight), aux
         return heads.Classifier(c, run, name="head")(x_BTD, mask, train), aux

@@ -68,6 +68,7 @@ class Form:
 
     Attributes:
         classes: of `architectures`, and which head each has; the first of a head is the one written.
+        pairs: which of these also says whether a second text follows the first.
         keys: their keys and the fields of ours that mean the same.
         fixed: fields that its config.json need not mention.
         read: the other fields, from their keys.
@@ -85,6 +86,7 @@ class Form:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     demands: dict[str, tuple] = dataclasses.field(default_factory=dict)
     synonyms: dict[str, str] = dataclasses.field(default_factory=dict)
+    pairs: str = ""
 
 
 def refused(key: str, value: Any, known: Any) -> errors.BadInput:

@@ -67,19 +67,37 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None, train: bool) -> jax.Array:
-        c, dtype, head = self.config, self.runtime.dtype, self.config.head
+        head = self.config.head
         drop = nn.Dropout(self.runtime.dropout, deterministic=not train)
         if head.kind == "sequence":
-            x_BTD = _first(x_BTD, mask_BT)
-            dense = layers.Dense(
-                "BTD,DF->BTF", (c.width, c.width), ("embed", "mlp"), True, dtype, name="dense"
-            )
-            x_BTD = layers.ACTIVATIONS[head.activation](dense(x_BTD))
-        out = layers.Dense(
-            "BTD,DC->BTC", (c.width, len(head.labels)), ("embed", "class"), True, dtype, name="out"
-        )
-        logits_BTC = out(drop(x_BTD)).astype(jnp.float32)
+            x_BTD = _pooled(x_BTD, mask_BT, head.activation, self.runtime.dtype)
+        logits_BTC = _classes(drop(x_BTD), len(head.labels), self.runtime.dtype)
         return logits_BTC[:, 0] if head.kind == "sequence" else logits_BTC
+
+
+class Pair(nn.Module):
+    """Whether the second text of a row follows the first (Devlin et al. 2019): float32 logits [B, 2], of yes and no."""
+
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
+        x_BTD = _pooled(x_BTD, mask_BT, "tanh", self.runtime.dtype)
+        return _classes(x_BTD, 2, self.runtime.dtype)[:, 0]
+
+
+def _pooled(x_BTD: jax.Array, mask_BT: jax.Array | None, activation: str, dtype: str) -> jax.Array:
+    """What a text's first real token says of it all, [B, 1, D]: a map of the module that calls, and the activation."""
+    width = x_BTD.shape[-1]
+    dense = layers.Dense("BTD,DF->BTF", (width, width), ("embed", "mlp"), True, dtype, name="dense")
+    return layers.ACTIVATIONS[activation](dense(_first(x_BTD, mask_BT)))
+
+
+def _classes(x_BTD: jax.Array, count: int, dtype: str) -> jax.Array:
+    """Float32 logits [B, T, C] by a map of the module that calls."""
+    axes = ("embed", "class")
+    out = layers.Dense("BTD,DC->BTC", (x_BTD.shape[-1], count), axes, True, dtype, name="out")
+    return out(x_BTD).astype(jnp.float32)
 
 
 def _first(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:

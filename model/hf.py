@@ -288,6 +288,8 @@ def _exists(path: str, c: ModelConfig) -> bool:
     if parents == ["head"]:
         kinds = {"dense": ("lm", "sequence"), "norm": ("lm",), "out": ("sequence", "token")}
         return c.head.kind in kinds[owner]
+    if parents == ["pair"]:
+        return c.head.next_sentence
     owners = {
         "types": bool(c.token_types),
         "position": c.position.startswith("learned"),
@@ -318,7 +320,7 @@ def _sizes(config: ModelConfig, entry: Entry) -> dict[str, int]:
         "V": config.vocab_size,
         "P": config.context_length + 2 * (config.position == "learned_from_2"),
         "Y": config.token_types,
-        "C": len(config.head.labels),
+        "C": len(config.head.labels) or 2,  # whether the second text follows, or not
         "E": config.experts.count,
         "U": positions.BUCKETS,
         "Q": RECURRENT.get(config.family, len(entry.ours)),

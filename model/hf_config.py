@@ -44,7 +44,7 @@ def model_config(theirs: Theirs, names: Any = None) -> ModelConfig:
     if kind == "t5" and names is not None:
         ours["tied"] = ours["tied"] and "lm_head.weight" not in names
     head = _head(form, kind, values)
-    if head.kind != "lm":
+    if head != Head():
         ours["head"] = head
     return errors.build(ModelConfig, ours, "config.json, read as ours: model")
 
@@ -52,7 +52,11 @@ def model_config(theirs: Theirs, names: Any = None) -> ModelConfig:
 def their_config(architecture: str, config: ModelConfig) -> dict[str, Any]:
     """The config.json that describes a model of ours, without the ids of special tokens and without its dtype."""
     form = FORMS[architecture]
-    cls = next(name for name, kind in form.classes.items() if kind == config.head.kind)
+    cls = next(
+        name
+        for name, kind in form.classes.items()
+        if kind == config.head.kind and (name == form.pairs) == config.head.next_sentence
+    )
     written: dict[str, Any] = {"architectures": [cls], "model_type": architecture}
     written |= {key: getattr(config, field) for key, field in form.keys.items()}
     only = {key: allowed[0] for key, allowed in form.demands.items() if allowed[0] is not None}
@@ -98,7 +102,7 @@ def _head(form: Form, kind: str, theirs: Theirs) -> Head:
         raise forms.refused("architectures", named, tuple(form.classes))
     head = form.classes[named[0]]
     if head in ("lm", "none"):
-        return Head(head)
+        return Head(head, next_sentence=named[0] == form.pairs)
     labels = theirs.get("id2label") or {
         i: f"LABEL_{i}" for i in range(theirs.get("num_labels") or 2)
     }
