@@ -13,13 +13,39 @@ from model.config import ModelConfig, Runtime
 
 
 class EncoderOnly(nn.Module):
-    """Tokens in; out come logits over the vocabulary or over classes, or the hidden states."""
+    """Tokens in; out come logits over the vocabulary or over classes, or the hidden states.
+
+    `setup` rather than `@nn.compact` because `features` and `head` are called apart, by a loss that wants logits a few
+    tokens at a time.
+    """
 
     config: ModelConfig
     runtime: Runtime = Runtime()
 
-    @nn.compact
-    def __call__(
+    def setup(self) -> None:
+        c, run = self.config, self.runtime
+        self.embedding = layers.Embedding(c, run)
+        if c.token_types:
+            self.types = layers.Embedding(c, run, types=True)
+        self.stack = blocks.Stack(c, run, c.layers, causal=False)
+        if c.head.kind == "lm":
+            self.transform = heads.Transform(c, run, name="head")
+            self.output = heads.Output(c, run, bias=True)
+            if c.head.next_sentence:
+                self.pair = heads.Pair(run)
+        elif c.head.kind != "none":
+            self.classifier = heads.Classifier(c, run, name="head")
+
+    def __call__(self, tokens_BT: jax.Array, **kwargs) -> tuple[jax.Array, dict]:
+        """Returns what the head says, and `aux`; the arguments are those of `features`.
+
+        Float32 logits are [B, T, V] (`lm`), [B, C] (`sequence`) or [B, T, C] (`token`); `none` gives the hidden
+        states [B, T, D].
+        """
+        x_BTD, aux = self.features(tokens_BT, **kwargs)
+        return self.head(x_BTD, mask=kwargs.get("mask"), train=kwargs.get("train", False)), aux
+
+    def features(
         self,
         tokens_BT: jax.Array,
         *,
@@ -28,11 +54,10 @@ class EncoderOnly(nn.Module):
         types: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, dict]:
-        """Returns what the head says, and `aux`.
+        """The last hidden state [B, T, D], and `aux` with it as `features`.
 
-        Float32 logits are [B, T, V] (`lm`), [B, C] (`sequence`) or [B, T, C] (`token`); `none` gives the hidden
-        states [B, T, D]. With `head.next_sentence`, `aux["next_sentence"]` are logits [B, 2]: the second text of a row
-        follows the first, or does not.
+        With `head.next_sentence`, `aux["next_sentence"]` are logits [B, 2]: the second text of a row follows the
+        first, or does not.
 
         Args:
             tokens_BT: int32.
@@ -41,22 +66,25 @@ class EncoderOnly(nn.Module):
             types: int32 [B, T], the type of each token, 0 by default; read only where the model has types.
             train: applies dropout; needs `rngs={"dropout": key}` when `runtime.dropout` is above 0.
         """
-        c, run = self.config, self.runtime
+        c = self.config
         c.check_length(tokens_BT.shape[1])
-        embedding = layers.Embedding(c, run, name="embedding")
-        x_BTD = embedding(tokens_BT)
+        x_BTD = self.embedding(tokens_BT)
         if c.token_types:
-            types = jnp.zeros_like(tokens_BT) if types is None else types
-            x_BTD += layers.Embedding(c, run, types=True, name="types")(types)
+            x_BTD += self.types(jnp.zeros_like(tokens_BT) if types is None else types)
         sight = attention.look(tokens_BT.shape[1], causal=False, mask_BT=mask, segments_BT=segments)
-        stack = blocks.Stack(c, run, c.layers, causal=False, name="stack")
-        x_BTD, aux = stack(x_BTD, sight, train=train)
+        x_BTD, aux = self.stack(x_BTD, sight, train=train)
         aux = {**aux, "features": x_BTD}
-        if c.head.kind == "none":
-            return x_BTD, aux
-        if c.head.kind == "lm":
-            if c.head.next_sentence:
-                aux["next_sentence"] = heads.Pair(run, name="pair")(x_BTD, mask)
-            x_BTD = heads.Transform(c, run, name="head")(x_BTD)
-            return heads.Output(c, run, bias=True, name="output")(x_BTD, embedding.weight), aux
-        return heads.Classifier(c, run, name="head")(x_BTD, mask, train), aux
+        if c.head.next_sentence:
+            aux["next_sentence"] = self.pair(x_BTD, mask)
+        return x_BTD, aux
+
+    def head(
+        self, x_BTD: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """What the head says of hidden states; `mask` and `train` matter to classes only."""
+        kind = self.config.head.kind
+        if kind == "none":
+            return x_BTD
+        if kind == "lm":
+            return self.output(self.transform(x_BTD), self.embedding.weight)
+        return self.classifier(x_BTD, mask, train)

@@ -39,7 +39,7 @@ class Output(nn.Module):
 
 def params(config: ModelConfig, params: Any) -> dict[str, Any]:
     """Those of a model's parameters that its `head` reads."""
-    names = ("embedding", "output") if config.tied else ("output",)
+    names = ("embedding", "output", "head") if config.tied else ("output", "head")
     return {name: params[name] for name in names if name in params}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from model import checkpoint, tokenizer
 from tests import running
-from train import data, recipe
+from train import data, prepare, recipe
 
 BITWISE, CLOSE = "bitwise", "close"
 COUNTS = ("step", "split", "tokens")
@@ -162,12 +162,12 @@ def everything(workdir: pathlib.Path, config: dict) -> dict:
     asked = recipe.from_config(config)
     steps = asked.train.steps
     saved = json.loads((workdir / "checkpoints" / str(steps) / "meta" / "metadata").read_text())
-    prepared = data.prepare(
-        asked.data.corpus(), tokenizer.load(workdir / "tokenizer"), workdir / "data"
-    )
-    packed = [data.Packed(tokens, asked.data.length) for tokens in prepared.train]
+    words = tokenizer.load(workdir / "tokenizer")
+    tasks = dict(train=asked.tasks, valid=asked.task)
+    prepared = data.prepare(asked.corpus(), words, workdir / "data", **tasks)
+    sources = prepare.rows_of(asked, prepared, words, asked.model_config(words.vocab_size))
     batches = data.batches(
-        packed, prepared.weights, batch_size=asked.train.batch_size, seed=asked.seed
+        sources, prepared.weights, batch_size=asked.train.batch_size, seed=asked.seed
     )
     groups: dict[str, dict] = {"params": {}, "opt_state": {}, "step": {}}
     for name, leaf in saved["leaves"].items():

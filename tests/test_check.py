@@ -64,7 +64,7 @@ def mean_of_means(patch):
 
 def forgotten_layer(patch):
     """Norms of the second layer that the loss does not reach."""
-    usual = step.next_token_loss
+    usual = step.batch_loss
 
     def broken(net, config, params, batch, key):
         def cut(path, leaf):
@@ -74,7 +74,7 @@ def forgotten_layer(patch):
 
         return usual(net, config, jax.tree_util.tree_map_with_path(cut, params), batch, key)
 
-    patch.setattr(step, "next_token_loss", broken)
+    patch.setattr(step, "batch_loss", broken)
 
 
 def endless_rate(patch):

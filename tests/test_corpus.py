@@ -35,7 +35,7 @@ TEXTS = [text(seed) for seed in range(211)]
 def test_documents_are_held_out_by_their_sha256(tmp_path):
     made = corpus.load(write(tmp_path / "a.jsonl", TEXTS), held_out=0.1)
     assert list(made.held_out_documents) == below(TEXTS, 0.1)
-    assert list(made.texts()) == [text for text in TEXTS if text not in below(TEXTS, 0.1)]
+    assert list(made.items()) == [text for text in TEXTS if text not in below(TEXTS, 0.1)]
     assert 10 < len(made.held_out_documents) < 35
 
 
@@ -47,16 +47,16 @@ def test_the_choice_depends_neither_on_order_nor_on_company(tmp_path):
     )
     more = corpus.load(write(tmp_path / "d.jsonl", [text(seed) for seed in range(307)]))
     assert sorted(one.held_out_documents) == sorted(other.held_out_documents)
-    assert sorted(one.texts()) == sorted(other.texts())
+    assert sorted(one.items()) == sorted(other.items())
     assert set(one.held_out_documents) <= set(more.held_out_documents)
-    assert set(one.texts()) <= set(more.texts())
+    assert set(one.items()) <= set(more.items())
 
 
 def test_exact_duplicates_are_trained_on_once(tmp_path):
     made = corpus.load(
         [write(tmp_path / "a.jsonl", TEXTS), write(tmp_path / "b.jsonl", [*TEXTS[:7], text(5003)])]
     )
-    assert len(list(made.texts())) == len(set(made.texts()))
+    assert len(list(made.items())) == len(set(made.items()))
     assert list(made.train_documents(1)) == [text(5003)]
     assert made.report["duplicates_dropped"] == 7
 
@@ -68,7 +68,7 @@ def test_near_duplicates_of_held_out_documents_are_never_trained_on(tmp_path):
     longer = [f"{text(1000)} {held[0]} {text(1001)}"]
     assert near and not below(longer, 0.05)
     made = corpus.load(write(tmp_path / "a.jsonl", [*near, *TEXTS, *longer]))
-    assert list(made.texts()) == [text for text in TEXTS if text not in held]
+    assert list(made.items()) == [text for text in TEXTS if text not in held]
     assert made.report["near_duplicates_dropped"] == len(near) + 1
 
 
@@ -90,7 +90,7 @@ def test_of_held_out_documents_that_resemble_each_other_only_the_longest_is_meas
     made = corpus.load(write(tmp_path / "a.jsonl", [*family, *TEXTS]), held_out=0.2)
     kept = [document for document in made.held_out_documents if document in family]
     assert len(kept) == 1 and len(kept[0]) == max(map(len, chosen))
-    assert not set(family) & set(made.texts())
+    assert not set(family) & set(made.items())
 
 
 def test_given_held_out_documents_are_kept_as_they_are_and_filter_the_training_text(tmp_path):
@@ -101,7 +101,7 @@ def test_given_held_out_documents_are_kept_as_they_are_and_filter_the_training_t
         valid=write(tmp_path / "v.jsonl", valid),
     )
     assert list(made.held_out_documents) == valid
-    assert list(made.texts()) == TEXTS[1:]
+    assert list(made.items()) == TEXTS[1:]
     assert made.report["duplicates_dropped"] == 2 and made.report["near_duplicates_dropped"] == 1
 
 
@@ -110,8 +110,8 @@ def test_the_report_counts_documents_and_bytes(tmp_path):
     made = corpus.load(write(tmp_path / "a.jsonl", texts))
     size = lambda texts: sum(len(text.encode()) for text in texts)  # noqa: E731
     assert made.report == {
-        "train_documents": len(list(made.texts())),
-        "train_bytes": size(made.texts()),
+        "train_documents": len(list(made.items())),
+        "train_bytes": size(made.items()),
         "held_out_documents": len(made.held_out_documents),
         "held_out_bytes": size(made.held_out_documents),
         "duplicates_dropped": 1,
@@ -143,7 +143,7 @@ def test_a_single_ordinary_text_file_is_parted_into_training_and_held_out_text(t
     path.write_text(between.join(texts))
     one, again = (corpus.load(str(path)) for _ in range(2))
     assert list(one.held_out_documents) == below(texts, 0.05)
-    assert list(one.texts()) == [text for text in texts if text not in below(texts, 0.05)]
+    assert list(one.items()) == [text for text in texts if text not in below(texts, 0.05)]
     assert one.held_out_documents == again.held_out_documents and one.digest == again.digest
     digests = {
         corpus.load({"path": str(path), "split": split}).digest for split in documents.SPLITS
@@ -159,7 +159,7 @@ def test_no_document_in_the_held_out_share_is_refused(tmp_path):
         r".*\(a single text file is parted by itself"
     )
     with pytest.raises(errors.BadInput, match=message):
-        list(corpus.load(str(path)).texts())
+        list(corpus.load(str(path)).items())
 
 
 def test_a_source_with_nothing_left_to_train_on_is_refused(tmp_path):
@@ -167,7 +167,7 @@ def test_a_source_with_nothing_left_to_train_on_is_refused(tmp_path):
     with pytest.raises(
         errors.BadInput, match=r"all 211 documents of data source .*a\.jsonl are held out or repeat"
     ):
-        list(corpus.load(path, valid=path).texts())
+        list(corpus.load(path, valid=path).items())
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 2.5])
@@ -195,4 +195,4 @@ def test_a_file_that_changes_between_readings_is_noticed(tmp_path):
     assert made.report["train_documents"] > 150
     write(tmp_path / "a.jsonl", TEXTS[:-1])
     with pytest.raises(errors.BadInput, match=r"a\.jsonl changed while it was read; start again"):
-        list(made.texts())
+        list(made.items())

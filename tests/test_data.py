@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 
 from model import errors, tokenizer, trained_tokenizer
-from train import corpus, data
+from train import corpus, data, rows, streams
 
 TEXTS = [
     f"Moon {number} goes around planet {number % 7}.\n" * (number % 5 + 1) for number in range(307)
@@ -30,13 +30,13 @@ def tokens_of(sizes, first=4):
         ids += [2, *range(first, first + size), 3]
         first += size
         offsets.append(len(ids))
-    return data.Tokens(np.array(ids, np.uint32), np.array(offsets), bytes=sum(sizes))
+    return streams.Tokens(np.array(ids, np.uint32), np.array(offsets))
 
 
 def by_hand(tokens, length):
     """Rows one token at a time."""
     ids = tokens.ids.tolist()
-    rows = []
+    made = []
     for start in range(0, max(1, len(ids) - 1), length):
         row = {"tokens": [], "targets": [], "segments": [], "weights": []}
         segment = 1
@@ -48,8 +48,8 @@ def by_hand(tokens, length):
             row["targets"].append(ids[at + 1] if real else 0)
             row["segments"].append(segment if real else 0)
             row["weights"].append(1.0 if real and at + 1 not in tokens.offsets else 0.0)
-        rows.append(row)
-    return rows
+        made.append(row)
+    return made
 
 
 def same(one, other):
@@ -62,7 +62,7 @@ def same(one, other):
 @hypothesis.given(sizes=SIZES, length=strategies.integers(1, 29))
 def test_rows_are_those_made_one_token_at_a_time(sizes, length):
     tokens = tokens_of(sizes)
-    packed = data.Packed(tokens, length)
+    packed = rows.Packed(tokens, length)
     expected = by_hand(tokens, length)
     assert len(packed) == len(expected)
     for index, row in enumerate(expected):
@@ -85,7 +85,7 @@ def test_rows_are_those_made_one_token_at_a_time(sizes, length):
 )
 def test_every_token_but_bos_is_a_target_of_exactly_one_row_whatever_the_overlap(sizes, shape):
     tokens = tokens_of(sizes)
-    packed = data.Packed(tokens, *shape)
+    packed = rows.Packed(tokens, *shape)
     counted = collections.Counter()
     for index in range(len(packed)):
         row = packed[index]
@@ -95,8 +95,8 @@ def test_every_token_but_bos_is_a_target_of_exactly_one_row_whatever_the_overlap
 
 
 def test_the_example_of_the_docstring():
-    packed = data.Packed(
-        data.Tokens(np.array([2, 7, 3, 2, 8, 3], np.uint16), np.array([0, 3, 6]), 2), 4
+    packed = rows.Packed(
+        streams.Tokens(np.array([2, 7, 3, 2, 8, 3], np.uint16), np.array([0, 3, 6])), 4
     )
     assert [
         {name: array.tolist() for name, array in packed[index].items()}
@@ -118,15 +118,15 @@ def test_the_example_of_the_docstring():
 
 
 def test_a_row_outside_the_stream_is_an_index_error():
-    packed = data.Packed(tokens_of([11, 13]), 7)
+    packed = rows.Packed(tokens_of([11, 13]), 7)
     for index in (-1, len(packed)):
         with pytest.raises(IndexError):
             packed[index]
 
 
 PACKED = [
-    data.Packed(tokens_of([31, 5, 97, 211] * 5), 11),
-    data.Packed(tokens_of([17] * 61, first=10**6), 11),
+    rows.Packed(tokens_of([31, 5, 97, 211] * 5), 11),
+    rows.Packed(tokens_of([17] * 61, first=10**6), 11),
 ]
 
 
@@ -146,9 +146,9 @@ def test_a_batch_depends_on_data_seed_and_step_alone(weights):
 @pytest.mark.parametrize("weights", [None, (0.7, 0.3)])
 def test_a_late_step_costs_no_more_rows_than_the_first(weights, monkeypatch):
     read = []
-    inner = data.Packed.__getitem__
+    inner = rows.Packed.__getitem__
     monkeypatch.setattr(
-        data.Packed, "__getitem__", lambda self, index: read.append(index) or inner(self, index)
+        rows.Packed, "__getitem__", lambda self, index: read.append(index) or inner(self, index)
     )
     made = data.batches(PACKED, weights, batch_size=5, seed=13)
     assert made[10**6]["tokens"].shape == made[10**12]["tokens"].shape == (5, 11)
@@ -171,8 +171,8 @@ def firsts(made, count):
 
 def test_every_row_comes_once_per_epoch_in_an_order_of_its_own():
     total = sum(map(len, PACKED))
-    rows = firsts(data.batches(PACKED, None, batch_size=5, seed=13), 3 * total)
-    epochs = [rows[start : start + total] for start in range(0, 3 * total, total)]
+    seen = firsts(data.batches(PACKED, None, batch_size=5, seed=13), 3 * total)
+    epochs = [seen[start : start + total] for start in range(0, 3 * total, total)]
     everything = {
         tuple(np.concatenate([p[i]["tokens"], p[i]["targets"]]).tolist())
         for p in PACKED
@@ -184,8 +184,8 @@ def test_every_row_comes_once_per_epoch_in_an_order_of_its_own():
 
 
 def test_a_mixture_keeps_its_proportions_and_repeats_each_source_in_epochs_of_its_own():
-    rows = firsts(data.batches(PACKED, (0.7, 0.3), batch_size=5, seed=13), 1000)
-    second = [row for row in rows if max(row) >= 10**6]
+    seen = firsts(data.batches(PACKED, (0.7, 0.3), batch_size=5, seed=13), 1000)
+    second = [row for row in seen if max(row) >= 10**6]
     assert len(second) == pytest.approx(300, abs=2)
     epoch = len(PACKED[1])
     assert len(set(second[:epoch])) == epoch and set(second[epoch : 2 * epoch]) == set(
@@ -195,12 +195,12 @@ def test_a_mixture_keeps_its_proportions_and_repeats_each_source_in_epochs_of_it
 
 
 def test_equal_sources_are_shuffled_differently():
-    twins = [data.Packed(tokens_of([17] * 61, first=first), 11) for first in (4, 10**6)]
-    rows = firsts(data.batches(twins, (0.5, 0.5), batch_size=5, seed=13), 100)
-    one = [row for row in rows if max(row) < 10**6]
+    twins = [rows.Packed(tokens_of([17] * 61, first=first), 11) for first in (4, 10**6)]
+    seen = firsts(data.batches(twins, (0.5, 0.5), batch_size=5, seed=13), 100)
+    one = [row for row in seen if max(row) < 10**6]
     other = [
         tuple(id - 10**6 + 4 if id >= 10**6 else id for id in row)
-        for row in rows
+        for row in seen
         if max(row) >= 10**6
     ]
     assert set(one) & set(other)
@@ -223,9 +223,9 @@ def test_evaluation_reads_every_row_in_order_in_batches_of_one_shape(batch_size)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: data.Packed(PACKED[0].tokens, 0), r"row length is 0; it must be at least 1"),
+        (lambda: rows.Packed(PACKED[0].tokens, 0), r"row length is 0; it must be at least 1"),
         (
-            lambda: data.Packed(PACKED[0].tokens, 7, 7),
+            lambda: rows.Packed(PACKED[0].tokens, 7, 7),
             r"overlap of rows is 7; it must be .* below their length 7",
         ),
         (
@@ -263,8 +263,9 @@ def loaded(texts, **options):
 
 def test_prepared_arrays_hold_the_documents_between_bos_and_eos(trained, texts, tmp_path):
     made = data.prepare(loaded(texts), trained, tmp_path / "data")
-    kept = list(loaded(texts).texts())
-    (train,) = made.train
+    kept = list(loaded(texts).items())
+    (examples,) = made.train
+    train = examples.streams["text"]
     assert train.ids.tolist() == [id for text in kept for id in (2, *trained.encode(text), 3)]
     assert train.offsets[0] == 0 and train.offsets[-1] == len(train.ids)
     assert [
@@ -272,9 +273,11 @@ def test_prepared_arrays_hold_the_documents_between_bos_and_eos(trained, texts, 
         for a, b in zip(train.offsets, train.offsets[1:], strict=False)
     ] == kept
     assert (train.ids.dtype, train.offsets.dtype) == (np.uint16, np.int64)
-    assert (train.documents, train.bytes) == (len(kept), sum(len(text.encode()) for text in kept))
-    assert (made.valid.documents, made.valid.bytes) == (1, 21)
-    assert trained.decode(made.valid.ids) == "Ganymède is held out"
+    sizes = [len(examples), examples.bytes, examples.words]
+    texts = "\n".join(kept)
+    assert sizes == [len(kept), sum(len(text.encode()) for text in kept), len(texts.split())]
+    assert [len(made.valid), made.valid.bytes, made.valid.words] == [1, 21, 4]
+    assert trained.decode(made.valid.streams["text"].ids) == "Ganymède is held out"
     assert made.weights is None and made.report["train_documents"] == len(kept)
     assert isinstance(train.ids.base, np.memmap)
 
@@ -283,8 +286,10 @@ def test_large_vocabularies_are_stored_in_four_bytes(trained, texts, tmp_path, m
     narrow = data.prepare(loaded(texts), trained, tmp_path / "narrow")
     monkeypatch.setitem(trained.__dict__, "vocab_size", 2**16 + 1)
     wide = data.prepare(loaded(texts), trained, tmp_path / "wide")
-    assert wide.train[0].ids.dtype == np.uint32
-    assert wide.train[0].ids.tolist() == narrow.train[0].ids.tolist()
+    assert wide.train[0].streams["text"].ids.dtype == np.uint32
+    assert (
+        wide.train[0].streams["text"].ids.tolist() == narrow.train[0].streams["text"].ids.tolist()
+    )
 
 
 def test_the_size_of_the_chunks_does_not_show(trained, texts, tmp_path, monkeypatch):
@@ -323,8 +328,8 @@ def test_what_is_there_is_not_made_again(trained, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(trained_tokenizer.Trained, "encode_batch", None)
     monkeypatch.setattr(corpus.Corpus, "train_documents", None)
     assert (
-        data.prepare(loaded(texts), trained, tmp_path).train[0].ids.tolist()
-        == first.train[0].ids.tolist()
+        data.prepare(loaded(texts), trained, tmp_path).train[0].streams["text"].ids.tolist()
+        == first.train[0].streams["text"].ids.tolist()
     )
 
 
@@ -338,7 +343,9 @@ def test_a_changed_text_tokenizer_or_split_is_made_again(trained, texts, tmp_pat
         loaded(texts, format="text" if change == "split" else "auto"), other, tmp_path / "data"
     )
     assert second.digest != first.digest and second.directory != first.directory
-    assert second.train[0].ids.tolist() != first.train[0].ids.tolist()
+    assert (
+        second.train[0].streams["text"].ids.tolist() != first.train[0].streams["text"].ids.tolist()
+    )
 
 
 def test_being_killed_in_the_middle_leaves_nothing_that_is_taken_for_complete(
@@ -357,9 +364,11 @@ def test_being_killed_in_the_middle_leaves_nothing_that_is_taken_for_complete(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(data.shutil, "rmtree", lambda *_, **__: None)
         data.prepare(loaded(texts), trained, tmp_path / "data", progress=die)
-    assert "tokens.npy" in seen[-1] and not (tmp_path / "data" / whole.directory.name).exists()
+    assert "text.npy" in seen[-1] and not (tmp_path / "data" / whole.directory.name).exists()
     again = data.prepare(loaded(texts), trained, tmp_path / "data")
-    assert again.train[0].ids.tolist() == whole.train[0].ids.tolist()
+    assert (
+        again.train[0].streams["text"].ids.tolist() == whole.train[0].streams["text"].ids.tolist()
+    )
     assert [path.name for path in (tmp_path / "data").iterdir()] == [whole.directory.name]
 
 
@@ -368,23 +377,29 @@ def test_being_killed_in_the_middle_leaves_nothing_that_is_taken_for_complete(
     [
         lambda at: (at / "meta.json").write_text("{"),
         lambda at: (at / "meta.json").unlink(),
-        lambda at: (at / "valid" / "offsets.npy").unlink(),
-        lambda at: (at / "train-0" / "tokens.npy").write_bytes(
-            (at / "train-0" / "tokens.npy").read_bytes()[:-2]
+        lambda at: (at / "valid" / "text-offsets.npy").unlink(),
+        lambda at: (at / "train-0" / "text.npy").write_bytes(
+            (at / "train-0" / "text.npy").read_bytes()[:-2]
         ),
-        lambda at: np.save(at / "train-0" / "tokens.npy", np.zeros(7, np.uint16)),
+        lambda at: np.save(at / "train-0" / "text.npy", np.zeros(7, np.uint16)),
         lambda at: (
-            np.save(at / "valid" / "tokens.npy", np.zeros(7, np.uint16)),
-            np.save(at / "valid" / "offsets.npy", np.array([0, 7])),
+            np.save(at / "valid" / "text.npy", np.zeros(7, np.uint16)),
+            np.save(at / "valid" / "text-offsets.npy", np.array([0, 7])),
         ),
     ],
 )
 def test_damaged_arrays_are_made_again(trained, texts, tmp_path, damage):
     first = data.prepare(loaded(texts), trained, tmp_path)
-    expected = [first.train[0].ids.tolist(), first.valid.ids.tolist()]
+    expected = [
+        first.train[0].streams["text"].ids.tolist(),
+        first.valid.streams["text"].ids.tolist(),
+    ]
     damage(first.directory)
     again = data.prepare(loaded(texts), trained, tmp_path)
-    assert [again.train[0].ids.tolist(), again.valid.ids.tolist()] == expected
+    assert [
+        again.train[0].streams["text"].ids.tolist(),
+        again.valid.streams["text"].ids.tolist(),
+    ] == expected
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(trained, texts, tmp_path, monkeypatch):

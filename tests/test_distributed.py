@@ -17,7 +17,7 @@ import pytest
 import running
 
 from model import checkpoint, errors
-from train import data, distributed, loop, recipe
+from train import data, distributed, loop, recipe, rows, streams
 
 STEPS = 12
 # Trains the config in two directories, one run after another, as one of two processes.
@@ -222,12 +222,11 @@ def test_alone_nothing_is_waited_for():
     assert [peers.stopping(3, signum) for signum in (None, signal.SIGINT)] == [None, signal.SIGINT]
 
 
-def packed() -> list[data.Packed]:
+def packed() -> list[rows.Packed]:
     """Two streams of 211 tokens, in documents of 19 and of 13."""
     ids = np.arange(211)
     return [
-        data.Packed(data.Tokens(ids * size, np.append(ids[::size], 211), 997), 7)
-        for size in (19, 13)
+        rows.Packed(streams.Tokens(ids * size, np.append(ids[::size], 211)), 7) for size in (19, 13)
     ]
 
 
@@ -237,12 +236,12 @@ def test_a_process_makes_only_its_own_rows_of_a_batch_and_they_are_the_same(weig
     whole = data.batches(packed(), weights, **made)
     part = data.batches(packed(), weights, **made, rows=[1, 4])
     for step in (0, 7, 1009):
-        for name, rows in whole[step].items():
-            np.testing.assert_array_equal(part[step][name], rows[[1, 4]])
+        for name, array in whole[step].items():
+            np.testing.assert_array_equal(part[step][name], array[[1, 4]])
 
 
 def test_a_process_makes_only_its_own_rows_of_the_held_out_text():
     whole, part = data.eval_batches(packed()[0], 5), data.eval_batches(packed()[0], 5, [0, 3])
-    for batch, rows in zip(whole, part, strict=True):
+    for batch, some in zip(whole, part, strict=True):
         for name in batch:
-            np.testing.assert_array_equal(rows[name], batch[name][[0, 3]])
+            np.testing.assert_array_equal(some[name], batch[name][[0, 3]])

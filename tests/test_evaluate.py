@@ -1,7 +1,5 @@
 """Are loss, perplexity and bits per byte what their definitions say?"""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +38,7 @@ def measure(net, params, batches, sizes=None, text_bytes=BYTES):
     mesh = sharding.make_mesh(sizes)
     eval_step = evaluate.make_eval_step(net, mesh)
     placed = (step.put_batch(batch, mesh) for batch in batches)
-    return evaluate.evaluate(eval_step, params, placed, text_bytes)
+    return evaluate.evaluate(eval_step, params, placed, text_bytes, 1)
 
 
 def test_a_model_that_knows_nothing_costs_log_v_nats_a_token(net, params):
@@ -89,23 +87,46 @@ def test_two_evaluations_are_equal_to_the_bit_and_compile_once(net, params):
 def test_many_rows_add_up_in_float64():
     """A float32 sum of 2^24 ones and then some would stop at 2^24."""
     row = np.float32([2**24, 1, 1, 1])
-    rows = [(row, row), (np.ones(1, np.float32), np.ones(1, np.float32))]
+    one = np.ones(1, np.float32)
+    rows = [(row, row, row), (one, one, one)]
     result = evaluate.evaluate(lambda params, batch: batch, None, rows, text_bytes=1)
     assert result["tokens"] == 2**24 + 4
 
 
 def test_a_diverged_model_has_infinite_perplexity_rather_than_an_error():
-    row = (np.float32([5e3]), np.float32([2]))
+    row = (np.float32([5e3]), np.float32([0]), np.float32([2]))
     result = evaluate.evaluate(lambda params, batch: batch, None, [row], text_bytes=1)
     assert result["loss"] == 2500 and result["perplexity"] == np.inf
 
 
-@pytest.mark.parametrize(
-    ("weight", "text_bytes", "message"),
-    [(0, 5, "has 0 targets and 5 bytes"), (3, 0, "has 3 targets and 0 bytes")],
-)
-def test_nothing_to_evaluate_is_refused(weight, text_bytes, message):
-    row = (np.float32([1]), np.float32([weight]))
-    message = f"the held-out text {message}; evaluation needs more text"
-    with pytest.raises(errors.BadInput, match=re.escape(message)):
-        evaluate.evaluate(lambda params, batch: batch, None, [row], text_bytes)
+def test_nothing_to_evaluate_is_refused():
+    row = (np.float32([1]), np.float32([0]), np.float32([0]))
+    with pytest.raises(errors.BadInput, match="held-out text has no target; evaluation needs more"):
+        evaluate.evaluate(lambda params, batch: batch, None, [row], 5)
+
+
+def test_bits_per_byte_and_word_perplexity_are_of_texts_only(net, params):
+    row = (np.float32([6]), np.float32([1]), np.float32([4]))
+    measured = evaluate.evaluate(lambda params, batch: batch, None, [row], 7, 2)
+    assert measured == {
+        "loss": 1.5,
+        "perplexity": pytest.approx(np.exp(1.5)),
+        "accuracy": 0.25,
+        "bits_per_byte": pytest.approx(6 / np.log(2) / 7),
+        "word_perplexity": pytest.approx(np.exp(3)),
+        "tokens": 4,
+    }
+    without = evaluate.evaluate(lambda params, batch: batch, None, [row])
+    assert without.keys() == {"loss", "perplexity", "accuracy", "tokens"}
+
+
+@pytest.mark.parametrize("chunk", [0, 8])
+def test_the_accuracy_is_the_share_of_targets_that_are_likeliest(net, params, chunk):
+    batch = make_batch(1)
+    logits = net.apply({"params": params}, batch["tokens"], segments=batch["segments"])[0]
+    right = (np.asarray(logits).argmax(-1) == batch["targets"]) * batch["weights"]
+    mesh = sharding.make_mesh()
+    measure_rows = evaluate.make_eval_step(net, mesh, losses.LossConfig(chunk=chunk))
+    _, right_B, weights_B = measure_rows(params, step.put_batch(batch, mesh))
+    np.testing.assert_array_equal(right_B, right.sum(axis=1))
+    np.testing.assert_array_equal(weights_B, batch["weights"].sum(axis=1))

@@ -19,7 +19,7 @@ from flax import linen as nn
 import model
 from model import errors, sharding, tokenizer
 from model.config import RECURRENT, ModelConfig, Runtime
-from train import data, documents, flight, flops, optimizer, paths, step
+from train import data, documents, flight, flops, optimizer, paths, rows, step, streams
 from train.recipe import Recipe
 
 STEPS = 40  # in which one batch must have been learnt, at most
@@ -46,6 +46,11 @@ class Subject:
             raise errors.BadInput(
                 f"config.data.length is {asked.data.length}, and checks need rows of at least 4 tokens; raise it"
             )
+        if asked.task.kind != "causal":
+            raise errors.BadInput(
+                f"config.task.kind is {asked.task.kind!r}, and the checks are of models that predict the next token; "
+                "check a causal task"
+            )
         self.asked, path = asked, asked.tokenizer.path
         self.words = tokenizer.load(path) if path else None
         size = self.words.vocab_size if self.words else asked.tokenizer.vocab_size or 0
@@ -58,14 +63,14 @@ class Subject:
         self.key = jax.random.key(asked.seed)
 
     @functools.cached_property
-    def packed(self) -> list[data.Packed]:
+    def packed(self) -> list[rows.Packed]:
         """Rows of the first documents of each source."""
-        sources = self.asked.data.corpus().train
-        return [data.Packed(self._tokens(source), self.length) for source in sources]
+        sources = self.asked.corpus().train
+        return [rows.Packed(self._tokens(source), self.length) for source in sources]
 
     def batches(self) -> Any:
         """The dataset of batches, made anew as a new process would."""
-        sources = self.asked.data.corpus().train
+        sources = self.asked.corpus().train
         weights = [source.weight for source in sources if source.weight is not None] or None
         return data.batches(self.packed, weights, batch_size=self.rows, seed=self.asked.seed)
 
@@ -94,7 +99,7 @@ class Subject:
     @functools.cached_property
     def gradients(self) -> dict[int, Callable[[Any], Any]]:
         """The gradient of the batch's loss as a function of parameters, whole and in `parts` micro-batches."""
-        loss_fn = functools.partial(step.next_token_loss, self.net, self.asked.loss)
+        loss_fn = functools.partial(step.batch_loss, self.net, self.asked.loss)
 
         def of(accumulate: int) -> Callable[[Any], Any]:
             both = functools.partial(step.loss_and_gradient, loss_fn, accumulate=accumulate)
@@ -129,7 +134,7 @@ class Subject:
                 break
         return losses, state.params, rate
 
-    def _tokens(self, source: documents.Source) -> data.Tokens:
+    def _tokens(self, source: documents.Source) -> streams.Tokens:
         """The first documents of a source as one stream."""
         bos, eos = (self.words.bos_id, self.words.eos_id) if self.words else (1, 2)
         ids, offsets, left = [], [0], CHARACTERS
@@ -140,7 +145,7 @@ class Subject:
             if left <= 0:
                 break
         stream = np.array(ids) % self.config.vocab_size
-        return data.Tokens(stream, np.array(offsets), CHARACTERS - left)
+        return streams.Tokens(stream, np.array(offsets))
 
     def _ids(self, text: str) -> list[int]:
         if self.words:

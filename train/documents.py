@@ -55,6 +55,7 @@ class Source:
         part: a share by position, such as "0:0.9" and "0.9:1": of a single text file by characters, of all else by
             records. Of n of them "0:0.9" has the first int(0.9 n), and "0.9:1" the others.
         limit: at most so many records, the first ones.
+        task: what is learnt from it, where that is not the config's own `task`; its keys.
     """
 
     path: str | dict[str, str]
@@ -65,6 +66,7 @@ class Source:
     columns: tuple[str, ...] = ()
     part: str | None = None
     limit: int | None = None
+    task: dict[str, Any] | None = None
 
     def __post_init__(self):
         for name, known in (("format", FORMATS), ("split", SPLITS)):

@@ -1,5 +1,6 @@
 """How well does a model predict held-out text? Loss, perplexity and bits per byte."""
 
+import dataclasses
 import functools
 import json
 import lzma
@@ -14,13 +15,14 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import model
-from model import checkpoint, errors, sharding
-from model.config import Runtime
-from train import data, losses, recipe, step
+from model import checkpoint, errors, heads, sharding
+from model.config import ModelConfig, Runtime
+from model.tokenizer import Tokenizer
+from train import data, losses, recipe, rows, step
 from train.corpus import Corpus
 from train.step import Batch
 
-EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 ROWS = 8  # evaluated at once
@@ -40,26 +42,50 @@ def of_run(directory: str | pathlib.Path) -> dict[str, float]:
     directory = pathlib.Path(directory)
     lm = model.load(directory)
     asked = recipe.of_run(directory)
-    corpus = asked.data.corpus()
+    corpus = asked.corpus()
     _check_text(directory, corpus)
-    prepared = data.prepare(corpus, lm.tokenizer, directory / "data")
-    rows = data.Packed(prepared.valid, asked.data.length, asked.data.overlap)
+    tasks: dict[str, Any] = dict(train=asked.tasks, valid=asked.task)
+    prepared = data.prepare(corpus, lm.tokenizer, directory / "data", **tasks)
+    source = held_out(asked, prepared, lm.tokenizer, lm.config)
     mesh = sharding.make_mesh()
-    placed = (step.put_batch(batch, mesh) for batch in data.eval_batches(rows, ROWS * mesh.size))
+    placed = (step.put_batch(batch, mesh) for batch in data.eval_batches(source, ROWS * mesh.size))
     net = model.build(lm.config, Runtime(dtype=asked.runtime.dtype))
     params = jax.device_put(lm.params, sharding.replicated(mesh))
-    metrics = evaluate(make_eval_step(net, mesh), params, placed, prepared.valid.bytes)
-    text = "".join(corpus.held_out_documents).encode()
-    compressed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
-    metrics |= {"bytes": len(text), "xz_bytes": len(compressed)}
+    valid = prepared.valid
+    step_ = make_eval_step(net, mesh, asked.loss)
+    metrics = evaluate(step_, params, placed, valid.bytes, valid.words)
+    if asked.task.kind == "causal":
+        text = "".join(corpus.held_out_documents).encode()
+        compressed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
+        metrics |= {"bytes": len(text), "xz_bytes": len(compressed)}
     checkpoint.write_file(directory / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-def make_eval_step(net: nn.Module, mesh: Mesh) -> EvalStep:
-    """`eval_step(params, batch) -> (nats_B, weights_B)`, compiled once: sums over each row."""
+def held_out(
+    asked: recipe.Recipe, prepared: data.Prepared, words: Tokenizer, config: ModelConfig
+) -> rows.Rows:
+    """The rows that a run is measured on; what is random about them is the same for every run and epoch."""
+    return rows.build(
+        asked.task,
+        prepared.valid,
+        words,
+        config,
+        length=asked.data.length,
+        source_length=asked.data.source_length,
+        overlap=asked.data.overlap,
+        name="held out",
+    )
+
+
+def make_eval_step(
+    net: nn.Module,
+    mesh: Mesh,
+    loss: losses.LossConfig = losses.LossConfig(),  # noqa: B008  frozen
+) -> EvalStep:
+    """`eval_step(params, batch) -> (nats_B, right_B, weights_B)`, compiled once: sums over each row."""
     jitted = jax.jit(
-        functools.partial(_eval_step, net),
+        functools.partial(_eval_step, net, loss),
         in_shardings=(None, sharding.batch(mesh)),
         out_shardings=sharding.replicated(mesh),
     )
@@ -67,7 +93,11 @@ def make_eval_step(net: nn.Module, mesh: Mesh) -> EvalStep:
 
 
 def evaluate(
-    eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_bytes: int
+    eval_step: EvalStep,
+    params: Any,
+    batches: Iterable[Batch],
+    text_bytes: int = 0,
+    text_words: int = 0,
 ) -> dict[str, float]:
     """Loss over all batches, each row's sum added in float64.
 
@@ -75,28 +105,31 @@ def evaluate(
         eval_step: of `make_eval_step`.
         params: of its network.
         batches: as `step.put_batch` places them; padding and repeated rows carry weight 0.
-        text_bytes: UTF-8 length of the text whose tokens are the weighted targets.
+        text_bytes: UTF-8 length of the text whose tokens are the weighted targets; 0 where they are not all its tokens.
+        text_words: its words, likewise.
 
     Returns:
-        `loss` (nats per target), `perplexity = exp(loss)`, `tokens` (the summed weights) and
-        `bits_per_byte = nats / ln 2 / text_bytes`, which compares models with different tokenizers,
-        and with compressors.
+        `loss` (nats per target), `perplexity = exp(loss)`, `accuracy` (the share of targets that have the largest
+        logit), `tokens` (the summed weights); and of a text `bits_per_byte = nats / ln 2 / text_bytes`, which compares
+        models with different tokenizers, and with compressors, and `word_perplexity = exp(nats / text_words)`.
     """
     sums = jax.device_get([eval_step(params, batch) for batch in batches])
-    nats = sum(float(np.sum(nats_B, dtype=np.float64)) for nats_B, _ in sums)
-    tokens = sum(float(np.sum(weights_B, dtype=np.float64)) for _, weights_B in sums)
-    if tokens <= 0 or text_bytes <= 0:
-        raise errors.BadInput(
-            f"the held-out text has {tokens:.0f} targets and {text_bytes} bytes; "
-            "evaluation needs more text"
-        )
+    nats, right, tokens = (
+        sum(float(np.sum(each_B, dtype=np.float64)) for each_B in column)
+        for column in zip(*sums, strict=True)
+    )
+    if tokens <= 0:
+        raise errors.BadInput("the held-out text has no target; evaluation needs more text")
     loss = nats / tokens
-    return {
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "bits_per_byte": nats / math.log(2) / text_bytes,
-        "tokens": tokens,
-    }
+    found = {"loss": loss, "perplexity": _exp(loss), "accuracy": right / tokens}
+    if text_bytes and text_words:
+        found["bits_per_byte"] = nats / math.log(2) / text_bytes
+        found["word_perplexity"] = _exp(nats / text_words)
+    return {**found, "tokens": tokens}
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def _check_text(directory: pathlib.Path, corpus: Corpus) -> None:
@@ -112,7 +145,13 @@ def _check_text(directory: pathlib.Path, corpus: Corpus) -> None:
         )
 
 
-def _eval_step(net: nn.Module, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    logits_BTV, _ = net.apply({"params": params}, batch["tokens"], segments=batch["segments"])
-    nats_BT = losses.cross_entropy(logits_BTV, batch["targets"]) * batch["weights"]
-    return nats_BT.sum(axis=1), batch["weights"].sum(axis=1)
+def _eval_step(
+    net: nn.Module, loss: losses.LossConfig, params: Any, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x_BTD, _ = step.features(net, params, batch)
+    if net.config.head.kind != "lm":
+        loss = dataclasses.replace(loss, chunk=0)
+    targets_BT, weights_BT = step.targets(net, batch)
+    read = heads.params(net.config, params)
+    nats_B, right_B = losses.by_row(step.head(net), read, x_BTD, targets_BT, weights_BT, loss)
+    return nats_B, right_B, weights_BT.sum(axis=1)

@@ -38,6 +38,7 @@ from train import (
     optimizer,
     prepare,
     recipe,
+    rows,
     step,
     trace,
     tracker,
@@ -105,15 +106,15 @@ def run(
         if first >= train.steps:
             progress.say(f"{directory} is complete at step {first}; {meter.last_losses(before)}")
             return
-        prepared = data.read(pathlib.Path(ready["tokens"]), asked.data.corpus())
-        packed = [data.Packed(tokens, asked.data.length) for tokens in prepared.train]
+        prepared = data.read(pathlib.Path(ready["tokens"]), asked.corpus())
+        sources = prepare.rows_of(asked, prepared, words, config)
         batches, share = (
             data.batches(
-                packed, prepared.weights, batch_size=train.batch_size, seed=asked.seed, rows=rows
+                sources, prepared.weights, batch_size=train.batch_size, seed=asked.seed, rows=here
             )
-            for rows in (None, sharding.rows_here(mesh, train.batch_size))
+            for here in (None, sharding.rows_here(mesh, train.batch_size))
         )
-        held_out = data.Packed(prepared.valid, asked.data.length, asked.data.overlap)
+        held_out = evaluate.held_out(asked, prepared, words, config)
 
         # The model, new or as it was left.
         net = model.build(config, asked.runtime.runtime)
@@ -140,7 +141,7 @@ def run(
             asked.loss,
         )
         train_key = jax.random.fold_in(key, TRAINING)
-        eval_step = evaluate.make_eval_step(net, mesh)
+        eval_step = evaluate.make_eval_step(net, mesh, asked.loss)
 
         # The steps. Batches are made a step early and metrics read a step late: the devices wait for neither.
         record = stack.enter_context(
@@ -294,7 +295,7 @@ def _check_platform(asked: Recipe) -> None:
 def _evaluate(
     eval_step: evaluate.EvalStep,
     state: TrainState,
-    held_out: data.Packed,
+    held_out: rows.Rows,
     asked: Recipe,
     prepared: data.Prepared,
     mesh: Mesh,
@@ -302,7 +303,8 @@ def _evaluate(
     size = asked.train.batch_size // asked.train.accumulate
     batches = data.eval_batches(held_out, size, sharding.rows_here(mesh, size))
     placed = (step.put_batch(batch, mesh, size) for batch in batches)
-    return evaluate.evaluate(eval_step, state.weights, placed, prepared.valid.bytes)
+    valid = prepared.valid
+    return evaluate.evaluate(eval_step, state.weights, placed, valid.bytes, valid.words)
 
 
 def _samples(
@@ -331,7 +333,7 @@ def _introduction(
 ) -> str:
     """What is about to be trained, on what, by what."""
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    tokens = sum(len(source.ids) for source in prepared.train)
+    tokens = sum(source.tokens for source in prepared.train)
     report = prepared.report
     return (
         f"{count:,} parameters; {words.vocab_size:,} pieces; {tokens:,} tokens of {report['train_documents']:,} "

@@ -97,12 +97,14 @@ class Meter:
                 f"the held-out loss is {values['loss']} after step {number}; the last checkpoint is kept; "
                 "lower optimizer.learning_rate in another --workdir"
             )
-        self._losses["valid"] = values["loss"]
-        self._losses["bits_per_byte"] = values["bits_per_byte"]
+        told = "bits_per_byte" if "bits_per_byte" in values else "accuracy"
+        self._losses |= {"valid": values["loss"], told: values[told]}
         self._record.metrics(number, "valid", {**values, "tokens": self._tokens}, {})
+        more = f"accuracy {values['accuracy']:.2%}"
+        if told == "bits_per_byte":
+            more = f"perplexity {values['perplexity']:.2f}  {values[told]:.4f} bits per byte"
         self._progress.say(
-            f"step {number}/{self._asked.train.steps}  held-out loss {values['loss']:.4f}  "
-            f"perplexity {values['perplexity']:.2f}  {values['bits_per_byte']:.4f} bits per byte"
+            f"step {number}/{self._asked.train.steps}  held-out loss {values['loss']:.4f}  {more}"
         )
 
     def summary(self, params: Any) -> str:
@@ -218,6 +220,7 @@ def last_losses(meta: Mapping[str, Any]) -> str:
         "train": "last training loss",
         "valid": "held-out loss",
         "bits_per_byte": "bits per byte",
+        "accuracy": "held-out accuracy",
     }
     losses = meta.get("losses", {})
     return ", ".join(f"{text} {losses[name]!r}" for name, text in names.items() if name in losses)

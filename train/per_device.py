@@ -151,9 +151,7 @@ def _trace(config: ModelConfig, runtime: Runtime, asked: Asked, rows: int, chunk
     chunk = rows * asked.length // chunks if chunks > 1 else 0
     params = jax.eval_shape(functools.partial(model.init, net), key=jax.random.key(0))
     batch = {name: jax.ShapeDtypeStruct(tokens, dtype) for name, dtype in BATCH.items()}
-    loss = functools.partial(
-        step.next_token_loss, net, dataclasses.replace(asked.loss, chunk=chunk)
-    )
+    loss = functools.partial(step.batch_loss, net, dataclasses.replace(asked.loss, chunk=chunk))
     gradient = functools.partial(step.loss_and_gradient, loss, accumulate=asked.train.accumulate)
     return jax.make_jaxpr(gradient)(params, batch, jax.eval_shape(lambda: jax.random.key(0)))
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from model import checkpoint, errors, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
-from train import data, log, recipe
+from train import data, log, recipe, rows
 from train.corpus import Corpus
 from train.distributed import Peers
 from train.recipe import Recipe
@@ -22,7 +22,7 @@ def prepare(
     asked: Recipe, directory: pathlib.Path, progress: log.Progress, allow_change: Sequence[str]
 ) -> str:
     """Tokenizer, tokens and `config.json`, as far as they are not there, and what the run goes on from, as JSON."""
-    corpus = asked.data.corpus()
+    corpus = asked.corpus()
     words = _tokenizer(asked, corpus, directory, progress)
     config = asked.model_config(words.vocab_size)
     _check_prompts(asked, words, config)
@@ -38,10 +38,30 @@ def prepare(
     tokens = None
     if first < asked.train.steps:
         with progress.work("tokenising") as show:
-            tokens = data.prepare(corpus, words, directory / "data", show).directory
+            tasks: dict[str, Any] = dict(train=asked.tasks, valid=asked.task)
+            tokens = data.prepare(corpus, words, directory / "data", show, **tasks).directory
     text = recipe.to_json(asked, config)
     found = {"config": text, "identity": identity, "step": first, "tokens": str(tokens)}
     return json.dumps(found)
+
+
+def rows_of(
+    asked: Recipe, prepared: data.Prepared, words: Tokenizer, config: ModelConfig
+) -> list[rows.Rows]:
+    """The rows of each source of training."""
+    return [
+        rows.build(
+            task,
+            examples,
+            words,
+            config,
+            length=asked.data.length,
+            source_length=asked.data.source_length,
+            seed=asked.seed,
+            name=str(number),
+        )
+        for number, (task, examples) in enumerate(zip(asked.tasks, prepared.train, strict=True))
+    ]
 
 
 def check_shared(directory: pathlib.Path, peers: Peers) -> None:
@@ -80,7 +100,9 @@ def _tokenizer(
         progress.say(
             f"training a {wanted.kind} tokenizer of {size:,} pieces on {documents:,} documents"
         )
-        words = tokenizer.train(corpus.texts(), kind=wanted.kind, vocab_size=size)
+        texts = (text for item in corpus.items() for text in asked.task.texts(item))
+        special = tuple(dict.fromkeys(name for task in asked.tasks for name in task.special))
+        words = tokenizer.train(texts, kind=wanted.kind, vocab_size=size, special=special)
     words.save(directory / "tokenizer")
     return words
 

@@ -17,10 +17,11 @@ from decode import grid
 from decode.requests import Request
 from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
-from model.config import RECURRENT, ModelConfig, Runtime
-from train import corpus, optimizer
+from model.config import ModelConfig, Runtime
+from train import corpus, documents, optimizer
 from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
+from train.tasks import Task
 
 # Which keys may differ when a run goes on: first match wins. What these change is how often something is looked at,
 # what becomes of a bad step, or where and in which order the same sums are computed; any other key makes another model
@@ -76,21 +77,27 @@ class Data:
     """Attributes:
     train: the sources, as `documents.sources` reads them.
     valid: sources of held-out text; without, a share of the training documents is held out.
+    test: sources that nothing is chosen by; `eval` measures a task on them.
     held_out: that share.
-    length: tokens of a row.
+    deduplicate: leaves out training documents that repeat or resemble others; published splits are taken as they are.
+    length: tokens of a row, of the target where there is a source.
+    source_length: tokens of the source of an encoder-decoder; by default as many.
     overlap: how many tokens of the row before a held-out row repeats as mere context, so that fewer of those that are
         measured stand at a row's start.
     """
 
     train: Any
     length: int
+    source_length: int = 0
     valid: Any = None
+    test: Any = None
     held_out: float = 0.05
+    deduplicate: bool = True
     overlap: int = 0
 
-    def corpus(self) -> corpus.Corpus:
-        """The documents that these sources hold."""
-        return corpus.load(self.train, self.valid, self.held_out)
+    def __post_init__(self) -> None:
+        if not self.source_length:
+            object.__setattr__(self, "source_length", self.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +226,7 @@ class Recipe:
     """Everything that a run depends on."""
 
     model: dict[str, Any]
+    task: Task
     tokenizer: Tokenizer
     data: Data
     train: Train
@@ -236,7 +244,8 @@ class Recipe:
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The weights of the model over a vocabulary of `vocab_size` pieces, unless the config asks for more."""
         wanted = self.model.get("vocab_size")
-        values = {**self.model, "vocab_size": vocab_size if wanted is None else wanted}
+        sized = {"vocab_size": vocab_size if wanted is None else wanted}
+        values = {"head": self.task.head, **self.model, **sized}
         built = errors.build(ModelConfig, values, "config.model")
         if built.vocab_size < vocab_size:
             raise errors.BadInput(
@@ -245,17 +254,54 @@ class Recipe:
             )
         return built
 
+    def corpus(self) -> corpus.Corpus:
+        """The documents or records of its data."""
+        data = self.data
+        tasks = [self.task, *self.tasks]
+        if len({task.whole for task in tasks}) > 1:
+            kinds = ", ".join(dict.fromkeys(task.kind for task in tasks))
+            raise errors.BadInput(
+                f"config.task and the tasks of config.data.train are {kinds}, some of documents and some of records; "
+                "mix either"
+            )
+        return corpus.load(
+            data.train,
+            data.valid,
+            data.held_out,
+            deduplicate=data.deduplicate,
+            whole=self.task.whole,
+        )
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The task of each source of training: the recipe's, with what the source says otherwise."""
+        own = [source.task or {} for source in documents.sources(self.data.train)]
+        shared = {
+            field.name: getattr(self.task, field.name)
+            for field in dataclasses.fields(Task)
+            if getattr(self.task, field.name) != field.default
+        }
+        return [
+            errors.build(
+                Task, {**({} if "kind" in values else shared), **values}, "config.data.train.task"
+            )
+            if values
+            else self.task
+            for values in own
+        ]
+
 
 def from_config(config: Mapping[str, Any]) -> Recipe:
-    """The recipe of a config: model, tokenizer, data, train, optimizer, loss, runtime, decode, log, and the seed.
+    """The recipe of a config: model, task, tokenizer, data, train, optimizer, loss, runtime, decode, log, and the seed.
 
     A `preset` in `model` stands for the values of that published model, which the group's other keys change.
 
     Raises:
         BadInput: for an unknown key, a wrong type, or values that do not go together.
     """
-    groups = {"optimizer": {}, "loss": {}, "runtime": {}, "decode": {}, **config}
+    groups = {"task": {}, "optimizer": {}, "loss": {}, "runtime": {}, "decode": {}, **config}
     kinds = {
+        "task": Task,
         "tokenizer": Tokenizer,
         "data": Data,
         "train": Train,
@@ -359,14 +405,16 @@ def _decode(group: Mapping[str, Any]) -> Decode:
 def _check(recipe: Recipe) -> None:
     """What groups must agree on, as far as it can be said before the tokenizer is there."""
     provisional = recipe.model_config(recipe.tokenizer.vocab_size or 1)
-    if provisional.family not in ("decoder_only", *RECURRENT):
-        raise errors.BadInput(
-            f"config.model.family is {provisional.family!r}, and training predicts the next token of a text; "
-            f"use one of: decoder_only, {', '.join(RECURRENT)}"
-        )
+    for task in (recipe.task, *recipe.tasks):
+        task.check_model(provisional)
     if not 1 <= recipe.data.length <= provisional.context_length:
         raise errors.BadInput(
             f"config.data.length is {recipe.data.length}; it must be from 1 to "
+            f"config.model.context_length={provisional.context_length}"
+        )
+    if not 1 <= recipe.data.source_length <= provisional.context_length:
+        raise errors.BadInput(
+            f"config.data.source_length is {recipe.data.source_length}; it must be from 1 to "
             f"config.model.context_length={provisional.context_length}"
         )
     if not 0 <= recipe.data.overlap < recipe.data.length:

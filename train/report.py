@@ -152,26 +152,32 @@ def evaluation_table(metrics: Mapping[str, float], console: Console | None = Non
     """Prints how well a text is predicted, and what `xz -9e` needs for the same bytes.
 
     Args:
-        metrics: `loss`, `perplexity`, `bits_per_byte`, `tokens`, `bytes` of the text, and
-            `xz_bytes` that it compresses to.
+        metrics: those of `evaluate.evaluate`; of a text also its `bytes`, and the `xz_bytes` that it compresses to.
         console: where to; standard output if not given.
     """
-    size, xz_bytes = int(metrics["bytes"]), int(metrics["xz_bytes"])
-    bits, xz_bits = metrics["bits_per_byte"], 8 * xz_bytes / size
-    saved = 1 - bits / xz_bits
-    verdict = f"{abs(saved):.1%} {'below' if saved > 0 else 'above'} xz"
     table = _grid()
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
-    table.add_row("held-out text", f"{size:,}", f"bytes in {int(metrics['tokens']):,} tokens")
-    table.add_row("loss", f"{metrics['loss']:.4f}", "nats per token")
+    size, tokens = int(metrics.get("bytes", 0)), f"{int(metrics['tokens']):,}"
+    if size:
+        table.add_row("held-out text", f"{size:,}", f"bytes in {tokens} tokens")
+    else:
+        table.add_row("held-out targets", tokens, "")
+    table.add_row("loss", f"{metrics['loss']:.4f}", "nats per target")
     table.add_row("perplexity", f"{metrics['perplexity']:,.2f}", "")
-    table.add_row(
-        "bits per byte",
-        f"{bits:.4f}",
-        f"this model: {math.ceil(bits * size / 8):,} bytes, {verdict}",
-    )
-    table.add_row("", f"{xz_bits:.4f}", f"xz -9e: {xz_bytes:,} bytes for the same text")
+    table.add_row("accuracy", f"{metrics['accuracy']:.2%}", "of targets are the likeliest")
+    if "word_perplexity" in metrics:
+        table.add_row("word perplexity", f"{metrics['word_perplexity']:,.2f}", "per word")
+    if "bits_per_byte" in metrics and not size:
+        table.add_row("bits per byte", f"{metrics['bits_per_byte']:.4f}", "")
+    if size:
+        bits, xz_bytes = metrics["bits_per_byte"], int(metrics["xz_bytes"])
+        xz_bits = 8 * xz_bytes / size
+        saved = 1 - bits / xz_bits
+        verdict = f"{abs(saved):.1%} {'below' if saved > 0 else 'above'} xz"
+        own = f"this model: {math.ceil(bits * size / 8):,} bytes, {verdict}"
+        table.add_row("bits per byte", f"{bits:.4f}", own)
+        table.add_row("", f"{xz_bits:.4f}", f"xz -9e: {xz_bytes:,} bytes for the same text")
     _print(table, console)
 
 

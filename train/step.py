@@ -5,6 +5,7 @@ optimiser and a mesh.
 """
 
 import bisect
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -112,24 +113,67 @@ def put_batch(
     return {name: put(name, array) for name, array in batch.items()}
 
 
-def next_token_loss(
+def features(
+    net: nn.Module, params: Any, batch: Batch, *, train: bool = False, key: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, Any]]:
+    """What a network makes of a batch before its head: hidden states [B, T, D] where targets are, and `aux`.
+
+    `key` is for dropout, if `train`.
+    """
+    rngs = None if key is None else {"dropout": key}
+    call = functools.partial(
+        net.apply, {"params": params}, train=train, rngs=rngs, method="features"
+    )
+    segments = batch["segments"]
+    if net.config.family == "encoder_decoder":
+        sides = dict(source_segments=batch["source_segments"], target_segments=segments)
+        return call(batch["source"], batch["tokens"], **sides)
+    more = {"types": batch["types"]} if "types" in batch else {}
+    if "prefix" in batch:
+        more["prefix"] = batch["prefix"].sum(axis=1)
+    return call(batch["tokens"], segments=segments, **more)
+
+
+def head(net: nn.Module, *, train: bool = False, key: jax.Array | None = None) -> losses.Head:
+    """Its head: parameters and hidden states [B, T, D] in, logits [B, T, V] out, of one token if a text has a class."""
+    kind = net.config.head.kind
+    if kind == "lm":
+        return lambda params, x_BTD: net.apply({"params": params}, x_BTD, method="head")
+    rngs = None if key is None else {"dropout": key}
+    call = functools.partial(net.apply, train=train, rngs=rngs, method="head")
+    if kind == "token":
+        return lambda params, x_BTD: call({"params": params}, x_BTD)
+    return lambda params, x_BTD: call({"params": params}, x_BTD)[:, None]
+
+
+def targets(net: nn.Module, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Targets and weights as `head` has logits for them."""
+    places = slice(1 if net.config.head.kind == "sequence" else None)
+    return batch["targets"][:, places], batch["weights"][:, places]
+
+
+def batch_loss(
     net: nn.Module, config: losses.LossConfig, params: Any, batch: Batch, key: jax.Array
 ) -> losses.Sums:
-    """The loss of every token's successor, summed over a batch; `key` is for dropout."""
-    x_BTD, _ = net.apply(
-        {"params": params},
-        batch["tokens"],
-        segments=batch["segments"],
-        train=True,
-        rngs={"dropout": key},
-        method="features",
+    """The loss of every weighted target, summed over a batch; `key` is for dropout.
+
+    A batch of next-sentence pairs adds theirs to what is minimised, and `nats` stay those of the tokens.
+    """
+    x_BTD, aux = features(net, params, batch, train=True, key=key)
+    if net.config.head.kind != "lm":
+        config = dataclasses.replace(config, chunk=0)
+    sums = losses.summed(
+        head(net, train=True, key=jax.random.fold_in(key, 1)),
+        heads.params(net.config, params),
+        x_BTD,
+        *targets(net, batch),
+        config,
     )
-
-    def head(params: Any, x_BTD: jax.Array) -> jax.Array:
-        return net.apply({"params": params}, x_BTD, method="head")
-
-    read = heads.params(net.config, params)
-    return losses.summed(head, read, x_BTD, batch["targets"], batch["weights"], config)
+    if "pair_targets" in batch:
+        nats_B1 = losses.cross_entropy(aux["next_sentence"][:, None], batch["pair_targets"][:, :1])
+        pairs = (nats_B1 * batch["pair_weights"][:, :1]).sum()
+        sums = sums._replace(objective=sums.objective + pairs)
+    return sums
 
 
 def train_step(
@@ -146,7 +190,7 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: `weights` and what `loss_fn` reads, each [B, T].
+        batch: `weights`, `segments` and what `loss_fn` reads, each [B, T].
         key: the run's; the step's is folded from it by `state.step`.
         loss_fn: `(params, batch, key)` to sums over the weighted targets.
         optimizer: turns the gradient into updates.
@@ -169,7 +213,7 @@ def train_step(
         "param_norm": optax.tree.norm(params),
         "learning_rate": optax.tree.get(opt_state, "learning_rate", default=jnp.nan),
         "limit": optax.tree.get(opt_state, "limit", default=jnp.inf),
-        "tokens": jnp.count_nonzero(batch["weights"]),
+        "tokens": jnp.count_nonzero(batch["segments"]),
         "norms": {"parameters": flight.norms(state.params), "gradients": flight.norms(grads)},
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -239,7 +283,7 @@ def make_train_step(
     """
     step = functools.partial(
         train_step,
-        loss_fn=functools.partial(next_token_loss, net, loss),
+        loss_fn=functools.partial(batch_loss, net, loss),
         optimizer=optimizer,
         accumulate=accumulate,
         frozen=frozen,
