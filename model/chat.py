@@ -17,6 +17,19 @@ import jinja2.sandbox
 
 from model import errors
 
+# The conversations of a tokenizer of our own: `<|user|>Where is Ganymede?<|end|><|assistant|>`. What ends at a special
+# token is encoded alike whatever follows, so the ids of a conversation begin with those of its first turns.
+END = "<|end|>"
+SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", END)
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+OWN = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('role ' ~ message.role ~ ' is none of system, user, assistant') }}{% endif %}"
+    "{{ '<|' ~ message.role ~ '|>' ~ message.content ~ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks what the assistant says; the text is the same without the marks."""

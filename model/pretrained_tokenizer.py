@@ -197,10 +197,7 @@ def load(directory: pathlib.Path) -> Pretrained:
     """The tokenizer of a Hugging Face directory, or one that `save` wrote."""
     path = directory / FILE
     if not path.is_file():
-        source = tokenizer_files.open_directory(directory)
-        kind = tokenizer_files.kind_of(source)
-        segmenter, family, named = vocabulary.build(source, kind)
-        return Pretrained(source.files, _settle(source, kind, family, named, segmenter), segmenter)
+        return settle(tokenizer_files.open_directory(directory))
     settled = errors.build(Settled, tokenizer_files.parse(str(path), path.read_bytes()), str(path))
     if settled.kind not in vocabulary.BUILDERS:
         raise errors.BadInput(
@@ -208,6 +205,13 @@ def load(directory: pathlib.Path) -> Pretrained:
         )
     source = tokenizer_files.open_directory(directory, settled.files)
     return Pretrained(source.files, settled, vocabulary.build(source, settled.kind)[0])
+
+
+def settle(source: tokenizer_files.Source) -> Pretrained:
+    """The tokenizer that these files say, with all decided that they leave open."""
+    kind = tokenizer_files.kind_of(source)
+    segmenter, family, named = vocabulary.build(source, kind)
+    return Pretrained(source.files, _settle(source, kind, family, named, segmenter), segmenter)
 
 
 def _settle(

@@ -1,12 +1,12 @@
 """How does text become token ids and back?
 
-`load` gives the tokenizer of a directory, `train` makes a new one. Ours (`model/trained_tokenizer.py`) and those of
-published models (`model/pretrained_tokenizer.py`) stand behind one protocol.
+`load` gives the tokenizer of a directory, `train` makes a new one. Ours (`model/trained_tokenizer.py`, whole words
+`model/word_tokenizer.py`) and those of published models (`model/pretrained_tokenizer.py`) stand behind one protocol.
 """
 
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from model import (
@@ -14,13 +14,15 @@ from model import (
     pretrained_tokenizer,
     segmentation,
     tokenizer_files,
+    tokenizer_training,
     trained_tokenizer,
     vocabulary,
+    word_tokenizer,
 )
 
 FILE = trained_tokenizer.FILE
-KINDS = trained_tokenizer.KINDS
-train = trained_tokenizer.train
+KINDS = (*tokenizer_training.KINDS, "word")
+UNSIZED = ("char", "word")  # need no vocab_size
 
 
 class Tokenizer(Protocol):
@@ -92,13 +94,42 @@ def prompt_ids(words: Tokenizer, text: str) -> list[int]:
     return [*words.prefix_ids, *words.encode(text), *words.suffix_ids]
 
 
+def train(
+    texts: Iterable[str],
+    *,
+    vocab_size: int | None = None,
+    kind: str = "bpe",
+    special: Sequence[str] = (),
+    min_count: int = 1,
+) -> Tokenizer:
+    """A new tokenizer of one of `KINDS`, with `special` tokens beside the four that every one has.
+
+    Kinds `char` and `word` take all characters or words where there is no `vocab_size`; `min_count` is of words only.
+    """
+    if kind == "word":
+        return word_tokenizer.train(
+            texts, vocab_size=vocab_size, min_count=min_count, special=special
+        )
+    if kind not in KINDS:
+        raise errors.BadInput(
+            f"tokenizer kind is {kind!r}{errors.nearest(kind, KINDS)}; it must be one of: {', '.join(KINDS)}"
+        )
+    if min_count != 1:
+        raise errors.BadInput(
+            f"tokenizer min_count is {min_count}, and kind {kind!r} counts no words; leave it out"
+        )
+    return tokenizer_training.train(texts, vocab_size=vocab_size, kind=kind, special=special)
+
+
 def load(directory: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer in `directory`: one saved by us, or that of a Hugging Face directory.
+    """The tokenizer in `directory`: one saved by us, or that of a Hugging Face directory, or a list of words in a file.
 
     A SentencePiece model is ours if it has our special ids and loses no space. One that has the ids, loses spaces and
     stands alone is refused: it claims to be ours.
     """
     directory = pathlib.Path(directory)
+    if directory.is_file():
+        return word_tokenizer.read(directory)
     path = directory / FILE
     if (directory / pretrained_tokenizer.FILE).is_file() or not path.is_file():
         return pretrained_tokenizer.load(directory)

@@ -297,6 +297,12 @@ def test_a_saved_data_set_gives_the_rows_of_the_split_that_is_named(tmp_path):
         records(f"hf://{json.dumps(None)}/none-such:train")
 
 
+def test_a_directory_beside_other_files_is_no_saved_data_set(tmp_path, monkeypatch):
+    write(tmp_path / "state.json", "{}")
+    monkeypatch.chdir(tmp_path)
+    assert records(write(tmp_path / "a.txt", "Io")) == records("a.txt") == [{"text": "Io"}]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "hf://moons:train"])
 def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
     path = name if ":" in name else write(tmp_path / name, "")

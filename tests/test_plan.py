@@ -215,6 +215,7 @@ def test_a_plan_prints_the_presets_name_and_whether_it_was_changed(capsys):
             "config.data.length is 62; it must be from 1 to config.model.context_length=61$",
         ),
         ({"model": TINY, "data": {"train": "python"}}, "config.data has no key 'train'; known keys: length"),
+        ({**RECIPE, "tokenizer": {"kind": "char"}}, "config.tokenizer.vocab_size is None, and how many pieces"),
         ({"model": TINY, "seed": 3}, "config lacks tokenizer, data, train; add it to the config"),
         ({"model": TINY, "optimiser": {}}, r"config has no key 'optimiser' \(did you mean 'optimizer'\?\)"),
     ],

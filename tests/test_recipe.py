@@ -156,7 +156,7 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
         ),
         (
             {"tokenizer": {"kind": "unigrm"}},
-            r"^config.tokenizer.kind is 'unigrm' \(did you mean 'unigram'\?\); known: bpe, unigram$",
+            r"^config.tokenizer.kind is 'unigrm' \(did you mean 'unigram'\?\); known: bpe, unigram, char, word$",
         ),
         (
             {"tokenizer": {"vocab_size": 0}},

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 from hypothesis import strategies
 
-from model import errors, tokenizer, trained_tokenizer
+from model import errors, tokenizer, tokenizer_training, trained_tokenizer
 
 PROSE = """Ganymede is the largest moon of Jupiter, and the only moon known to have a magnetic field.
 It was discovered by Galileo Galilei in 1610; the name was proposed by Simon Marius soon after.
@@ -30,6 +30,7 @@ CODE = """def orbit(moon, planet):
     return None
 
 """
+KINDS = ("bpe", "unigram")
 SIZE = 347
 TEXTS = [PROSE * 5, CODE * 11, "Où est Ganymède ? 木星の衛星です。\n"]
 TRICKY = [
@@ -51,7 +52,7 @@ tricky_text = strategies.lists(strategies.sampled_from([*TRICKY, "a", " ", "\n"]
 unhurried = hypothesis.settings(deadline=None, derandomize=True)
 
 
-@pytest.fixture(scope="module", params=tokenizer.KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def trained(request):
     return tokenizer.train(TEXTS, vocab_size=SIZE, kind=request.param)
 
@@ -183,7 +184,7 @@ def test_the_trainer_runs_on_one_thread_because_pieces_depend_on_their_number(mo
 def test_another_process_with_another_hash_seed_trains_the_same_bytes():
     program = (
         "import sys; from model import tokenizer; texts = eval(sys.stdin.read());"
-        f"print(*(tokenizer.train(texts, vocab_size={SIZE}, kind=kind).digest for kind in tokenizer.KINDS))"
+        f"print(*(tokenizer.train(texts, vocab_size={SIZE}, kind=kind).digest for kind in {KINDS}))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", program],
@@ -194,7 +195,7 @@ def test_another_process_with_another_hash_seed_trains_the_same_bytes():
         cwd=pathlib.Path(__file__).parent.parent,
         check=True,
     )
-    here = [tokenizer.train(TEXTS, vocab_size=SIZE, kind=kind).digest for kind in tokenizer.KINDS]
+    here = [tokenizer.train(TEXTS, vocab_size=SIZE, kind=kind).digest for kind in KINDS]
     assert printed.stdout.split() == here
 
 
@@ -224,15 +225,15 @@ def test_no_text_is_silently_left_out_of_the_training(text):
 
 def test_training_reads_at_most_the_bytes_allowed_whatever_the_order():
     texts = [f"moon{number} " * 300 for number in range(41)]
-    sample = trained_tokenizer._sample(texts, max_bytes=20_000)
+    sample = tokenizer_training._sample(texts, max_bytes=20_000)
     assert 20_000 <= sum(map(len, sample)) < 20_000 + 3000
-    assert trained_tokenizer._sample(texts[::-1], max_bytes=20_000) == sample
-    assert sorted(trained_tokenizer._sample(texts, max_bytes=10**9)) == sorted(texts)
+    assert tokenizer_training._sample(texts[::-1], max_bytes=20_000) == sample
+    assert sorted(tokenizer_training._sample(texts, max_bytes=10**9)) == sorted(texts)
 
 
 def test_blocks_of_a_long_document_join_to_the_document():
     for text in (CODE * 1009, "x" * 200_003, "\n" * 70_001, ""):
-        blocks = list(trained_tokenizer._blocks([text]))
+        blocks = list(tokenizer_training._blocks([text]))
         assert "".join(blocks) == text
         assert all(0 < len(block) <= 1 << 16 for block in blocks)
 
@@ -244,7 +245,7 @@ def test_training_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", tokenizer.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("size", "words"),
     [
@@ -279,7 +280,7 @@ def test_an_impossible_character_coverage_is_refused(coverage):
     with pytest.raises(
         errors.BadInput, match=rf"tokenizer character_coverage is {coverage}; it must"
     ):
-        tokenizer.train(TEXTS, vocab_size=SIZE, character_coverage=coverage)
+        tokenizer_training.train(TEXTS, vocab_size=SIZE, character_coverage=coverage)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n\n", "\u2585"]])
@@ -373,5 +374,7 @@ def test_a_prompt_stands_behind_the_begin_of_text_id(trained):
 
 
 def test_a_trained_tokenizer_has_no_chat_template(trained):
-    with pytest.raises(errors.BadInput, match="this tokenizer was trained without a chat template"):
+    with pytest.raises(
+        errors.BadInput, match="this tokenizer was trained without the special tokens of a chat"
+    ):
         trained.chat([{"role": "user", "content": "moon"}])

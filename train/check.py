@@ -53,7 +53,9 @@ class Subject:
             )
         self.asked, path = asked, asked.tokenizer.path
         self.words = tokenizer.load(path) if path else None
-        size = self.words.vocab_size if self.words else asked.tokenizer.vocab_size or 0
+        size = (
+            self.words.vocab_size if self.words else asked.tokenizer.vocab_size or FIRST_BYTE + 256
+        )
         self.whole = asked.model_config(size)
         self.parts = min(max(asked.train.accumulate, 2), 4)
         self.rows = 2 * self.parts

@@ -20,10 +20,10 @@ FILES = ("dataset_dict.json", "state.json")  # by which a saved directory is kno
 
 def names(path: str) -> bool:
     """Whether a path means a data set of the library."""
-    directory = pathlib.Path(path).expanduser()
-    if not directory.is_dir():
-        directory = pathlib.Path(path.rpartition(":")[0]).expanduser()
-    return path.startswith(PREFIX) or any((directory / name).is_file() for name in FILES)
+    places = [pathlib.Path(place).expanduser() for place in {path, path.partition(":")[0]}]
+    return path.startswith(PREFIX) or any(
+        (place / name).is_file() for place in places for name in FILES
+    )
 
 
 def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

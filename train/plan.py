@@ -268,4 +268,9 @@ def _pieces(whole: recipe.Recipe) -> int:
     words = whole.tokenizer
     if words.path is not None and whole.model.get("vocab_size") is None:
         return tokenizer.load(words.path).vocab_size
+    if words.path is None and words.vocab_size is None and whole.model.get("vocab_size") is None:
+        raise errors.BadInput(
+            f"config.tokenizer.vocab_size is None, and how many pieces kind {words.kind!r} has depends on the text; "
+            "give config.model.vocab_size to plan with"
+        )
     return words.vocab_size or 1

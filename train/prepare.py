@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from model import checkpoint, errors, tokenizer
 from model.config import ModelConfig
@@ -93,16 +93,18 @@ def _tokenizer(
     if wanted.path is not None:
         words = tokenizer.load(wanted.path)
     else:
-        size = cast(int, wanted.vocab_size)  # exactly one of the two is given
+        size = f"of {wanted.vocab_size:,} pieces " if wanted.vocab_size else ""
         documents = corpus.report[
             "train_documents"
         ]  # reads the text: what is wrong with it is told first
-        progress.say(
-            f"training a {wanted.kind} tokenizer of {size:,} pieces on {documents:,} documents"
+        progress.say(f"training a {wanted.kind} tokenizer {size}on {documents:,} documents")
+        words = tokenizer.train(
+            (text for item in corpus.items() for text in asked.task.texts(item)),
+            kind=wanted.kind,
+            vocab_size=wanted.vocab_size,
+            min_count=wanted.min_count,
+            special=tuple(dict.fromkeys(name for task in asked.tasks for name in task.special)),
         )
-        texts = (text for item in corpus.items() for text in asked.task.texts(item))
-        special = tuple(dict.fromkeys(name for task in asked.tasks for name in task.special))
-        words = tokenizer.train(texts, kind=wanted.kind, vocab_size=size, special=special)
     words.save(directory / "tokenizer")
     return words
 

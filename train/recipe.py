@@ -47,17 +47,20 @@ ALLOWABLE = (
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """Attributes:
-    kind: `unigram` or `bpe`.
-    vocab_size: pieces in all, special tokens among them.
-    path: a directory with a tokenizer to use instead of training one.
+    kind: `unigram`, `bpe`, `char` or `word`.
+    vocab_size: pieces in all, special tokens among them; without, kinds `char` and `word` have all there are.
+    min_count: how often a word must occur to be one, of kind `word`.
+    path: a directory with a tokenizer to use instead of training one, or a file of words, one a line.
     """
 
     kind: str = "unigram"
     vocab_size: int | None = None
+    min_count: int = 1
     path: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.vocab_size is None) == (self.path is None):
+        unsized = self.kind in tokenizer.UNSIZED and self.vocab_size is None
+        if (self.vocab_size is None) == (self.path is None) and not unsized:
             raise errors.BadInput(
                 f"config.tokenizer has vocab_size={self.vocab_size} and path={self.path!r}; give exactly one of them"
             )
