@@ -208,8 +208,8 @@ def denoising(
     The paper's best is the two first: `sentences`, the same tokens in parts, are shuffled; then spans, whose lengths
     are Poisson with mean `mean_span`, are each replaced by one `mask_id`, until `rate` of the tokens are gone; a span
     of no token puts a mask between two. The last span is cut to fit, and spans of no token are left out where the
-    source would become longer than the text. Before that a share `deleted` of the
-    tokens vanishes unmarked, and `rotated` lets the text begin at a random token. The begin and end of a text are not to be among the tokens.
+    source would become longer than the text. Before that a share `deleted` of the tokens vanishes unmarked, and
+    `rotated` lets the text begin at a random token. The begin and end of a text are not to be among the tokens.
     """
     for name, share in (("rate", rate), ("deleted", deleted)):
         if not 0 <= share < 1:
