@@ -1,6 +1,7 @@
 """Does the head that tells whether a text follows another read what BERT's reads, and say what BERT's says?"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import model
 from model import bundle
 from model.config import Head, ModelConfig
-from tests import published
+from tests import published, variants
 
 CONFIG = ModelConfig(
     family="encoder_only",
@@ -31,20 +32,27 @@ CONFIG = ModelConfig(
 )
 
 
+@functools.partial(jax.jit, static_argnums=0, compiler_options=variants.FAST)
+def fresh(config):
+    return model.init(model.build(config), key=jax.random.key(3))
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=variants.FAST)
+def say(config, params, tokens_BT, mask_BT):
+    return model.build(config).apply({"params": params}, tokens_BT, mask=mask_BT)
+
+
 def test_a_pair_is_told_by_the_first_real_token_and_the_tokens_as_without():
     """tanh(x W + b) V + c of the hidden state there, in numpy; the control is padding taken for the first token."""
-    net = model.build(CONFIG)
-    plain = model.build(dataclasses.replace(CONFIG, head=Head()))
-    params = model.init(net, key=jax.random.key(3))
+    params = fresh(CONFIG)
     drawn = jax.random.split(jax.random.key(5), 4)
-    pair = params["pair"]
-    leaves, tree = jax.tree.flatten(pair)
+    leaves, tree = jax.tree.flatten(params["pair"])
     pair = tree.unflatten(
         [jax.random.normal(k, x.shape) for k, x in zip(drawn, leaves, strict=True)]
     )
     tokens_BT = jnp.arange(26, dtype=jnp.int32).reshape(2, 13)
     mask_BT = jnp.arange(13)[None] >= jnp.array([0, 4])[:, None]
-    logits_BTV, aux = net.apply({"params": params | {"pair": pair}}, tokens_BT, mask=mask_BT)
+    logits_BTV, aux = say(CONFIG, params | {"pair": pair}, tokens_BT, mask_BT)
     assert aux["next_sentence"].shape == (2, 2) and aux["next_sentence"].dtype == jnp.float32
     dense, out = (jax.tree.map(np.asarray, pair[name]) for name in ("dense", "out"))
 
@@ -56,7 +64,7 @@ def test_a_pair_is_told_by_the_first_real_token_and_the_tokens_as_without():
     np.testing.assert_allclose(aux["next_sentence"], said([0, 4]), atol=1e-5)
     assert np.abs(aux["next_sentence"] - said([0, 0])).max() > 0.1
     rest = {name: leaf for name, leaf in params.items() if name != "pair"}
-    alone_BTV, without = plain.apply({"params": rest}, tokens_BT, mask=mask_BT)
+    alone_BTV, without = say(dataclasses.replace(CONFIG, head=Head()), rest, tokens_BT, mask_BT)
     np.testing.assert_array_equal(logits_BTV, alone_BTV)
     assert logits_BTV.shape == (2, 13, 53) and "next_sentence" not in without
 
