@@ -48,7 +48,7 @@ def masks(rows, length=997, **more):
 @hypothesis.given(ids=IDS, seed=SEEDS, whole=strategies.booleans())
 def test_neither_special_tokens_nor_padding_are_masked_and_the_rest_is_kept(ids, seed, whole):
     tokens = np.array(ids, int)
-    segments = np.minimum(1 + np.arange(len(ids)) // 17, 3) * (np.arange(len(ids)) < 59)
+    segments = (1 + np.arange(len(ids)) // 7) * (np.arange(len(ids)) < 0.7 * len(ids))
     made = corruption.masked(
         tokens,
         np.random.default_rng(seed),
@@ -115,8 +115,10 @@ def words_by_hand(tokens, segments):
 @unhurried
 @hypothesis.given(ids=IDS, seed=SEEDS)
 def test_whole_words_are_masked_or_not_at_all(ids, seed):
-    tokens, segments = np.array(ids, int), 1 + np.arange(len(ids)) // 17
+    tokens, segments = np.array(ids, int), 1 + np.arange(len(ids)) // 5
     words = words_by_hand(ids, segments)
+    numbers = [number for number, word in enumerate(words) for _ in word]
+    assert PIECES.words(tokens, segments).tolist() == numbers
     made = corruption.masked(
         tokens,
         np.random.default_rng(seed),
