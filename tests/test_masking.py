@@ -136,18 +136,31 @@ def test_whole_words_are_masked_or_not_at_all(ids, seed):
 
 
 def test_words_and_sentences_are_told_by_the_bytes_of_pieces():
-    raw = [b"", b"?", b"", b" go", b"ing", b".", b"\n  ", "é".encode(), b'!" ', b" U.S", b"_x"]
+    raw = [
+        b"",
+        b"?",
+        b"",
+        b" go",
+        b"ing",
+        b".",
+        b"\n  ",
+        "é".encode(),
+        b'!" ',
+        b" U.S",
+        b"_x",
+        b" ",
+    ]
     pieces = corruption.pieces(Bytes(raw))
     assert np.flatnonzero(pieces.special).tolist() == [0, 1, 2]
-    assert np.flatnonzero(pieces.begins).tolist() == [1, 3, 5, 6, 8, 9]
+    assert np.flatnonzero(pieces.begins).tolist() == [1, 3, 5, 6, 8, 9, 11]
     assert np.flatnonzero(pieces.ends).tolist() == [1, 5, 6, 8]
     assert np.flatnonzero(pieces.stops).tolist() == [1, 5, 8]
-    text = np.array([0, 3, 4, 7, 5, 6, 4, 10, 8, 8, 3])
-    assert pieces.words(text).tolist() == [0, 1, 1, 1, 2, 3, 4, 4, 5, 6, 7]
+    text = np.array([0, 3, 4, 7, 5, 6, 4, 10, 8, 8, 3, 11, 4])
+    assert pieces.words(text).tolist() == [0, 1, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
     assert [part.tolist() for part in pieces.sentences(text)] == [
         [0, 3, 4, 7, 5],
         [6, 4, 10, 8, 8],
-        [3],
+        [3, 11, 4],
     ]
 
 

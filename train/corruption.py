@@ -71,7 +71,8 @@ def pieces(tokenizer: Tokenizer) -> Pieces:
     return Pieces(
         special=special,
         begins=np.array([bool(text) and text[0] not in _WORD for text in raw], bool),
-        ends=np.array([bool(text) and text[-1] not in _WORD for text in raw], bool),
+        # Lone spaces belong to the word behind them, or a tokenizer of characters would have as many words again.
+        ends=np.array([bool(text.strip(b" ")) and text[-1] not in _WORD for text in raw], bool),
         stops=np.array([text.rstrip(_CLOSING).endswith((b".", b"!", b"?")) for text in raw], bool),
     )
 
