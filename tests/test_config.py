@@ -71,6 +71,14 @@ def test_a_config_comes_back_from_its_values():
             dict(head={"kind": "sequence"}, family="encoder_only"),
             "model.head has kind='sequence' and 0 labels; a classification head needs labels",
         ),
+        (
+            dict(head={"next_sentence": True}),
+            "model.head.next_sentence is True, which only an encoder_only model has; leave it out",
+        ),
+        (
+            dict(head={"kind": "none", "next_sentence": True}, family="encoder_only"),
+            "model.head.next_sentence is true and model.head.kind is 'none'; only 'lm' has both",
+        ),
         (dict(head={"kind": "tokens"}), r"model.head.kind is 'tokens' \(did you mean 'token'\?\)"),
         (dict(rope={"theta": 0}), "model.rope.theta is 0.0; it must be above 0 and finite"),
         (dict(rope={"theta": math.inf}), "model.rope.theta is inf; it must be above 0 and finite"),

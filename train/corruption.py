@@ -71,7 +71,8 @@ def pieces(tokenizer: Tokenizer) -> Pieces:
     return Pieces(
         special=special,
         begins=np.array([bool(text) and text[0] not in _WORD for text in raw], bool),
-        ends=np.array([bool(text) and text[-1] not in _WORD for text in raw], bool),
+        # Lone spaces belong to the word behind them, or a tokenizer of characters would have as many words again.
+        ends=np.array([bool(text.strip(b" ")) and text[-1] not in _WORD for text in raw], bool),
         stops=np.array([text.rstrip(_CLOSING).endswith((b".", b"!", b"?")) for text in raw], bool),
     )
 
@@ -208,8 +209,8 @@ def denoising(
     The paper's best is the two first: `sentences`, the same tokens in parts, are shuffled; then spans, whose lengths
     are Poisson with mean `mean_span`, are each replaced by one `mask_id`, until `rate` of the tokens are gone; a span
     of no token puts a mask between two. The last span is cut to fit, and spans of no token are left out where the
-    source would become longer than the text. Before that a share `deleted` of the
-    tokens vanishes unmarked, and `rotated` lets the text begin at a random token. The begin and end of a text are not to be among the tokens.
+    source would become longer than the text. Before that a share `deleted` of the tokens vanishes unmarked, and
+    `rotated` lets the text begin at a random token. The begin and end of a text are not to be among the tokens.
     """
     for name, share in (("rate", rate), ("deleted", deleted)):
         if not 0 <= share < 1:

@@ -57,40 +57,40 @@ def first_fit(
         capacity: what a row holds of each side.
         too_long: what becomes of an example longer than a row: it is refused, dropped, or truncated to fit.
     """
-    needs_NS, kept, dropped, truncated = _fitting(lengths, capacity, too_long)
+    needs, kept, dropped, truncated = _fitting(lengths, capacity, too_long)
     if open_rows < 1:
         raise errors.BadInput(f"open_rows is {open_rows}; it must be at least 1")
-    room_SR = np.zeros((needs_NS.shape[1], open_rows), np.int64)
-    least_S = needs_NS.min(axis=0, initial=np.iinfo(np.int64).max)
+    rooms = np.zeros((needs.shape[1], open_rows), np.int64)
+    least = needs.min(axis=0, initial=np.iinfo(np.int64).max)
     rows_of, count = [0] * open_rows, 0
-    row_N = np.zeros(len(needs_NS), np.int64)
+    row_of = np.zeros(len(needs), np.int64)
     total = 0
-    for example, need_S in enumerate(needs_NS):
-        fits_R = functools.reduce(
-            np.logical_and, (room[:count] >= n for room, n in zip(room_SR, need_S, strict=True))
+    for example, need in enumerate(needs):
+        fits = functools.reduce(
+            np.logical_and, (room[:count] >= n for room, n in zip(rooms, need, strict=True))
         )
-        slot = int(fits_R.argmax()) if count else 0
-        if not count or not fits_R[slot]:
+        slot = int(fits.argmax()) if count else 0
+        if not count or not fits[slot]:
             if count == open_rows:
-                count = _close(room_SR, rows_of, 0, count)
+                count = _close(rooms, rows_of, 0, count)
             slot, count = count, count + 1
-            room_SR[:, slot] = capacity
+            rooms[:, slot] = capacity
             rows_of[slot] = total
             total += 1
-        row_N[example] = rows_of[slot]
-        room_SR[:, slot] -= need_S
-        if (room_SR[:, slot] < least_S).any():
-            count = _close(room_SR, rows_of, slot, count)
-    order = np.argsort(row_N, kind="stable")
-    offsets = np.searchsorted(row_N[order], np.arange(total + 1))
-    return Bins(kept[order], offsets, tuple(capacity), int(needs_NS.sum()), dropped, truncated)
+        row_of[example] = rows_of[slot]
+        rooms[:, slot] -= need
+        if (rooms[:, slot] < least).any():
+            count = _close(rooms, rows_of, slot, count)
+    order = np.argsort(row_of, kind="stable")
+    offsets = np.searchsorted(row_of[order], np.arange(total + 1))
+    return Bins(kept[order], offsets, tuple(capacity), int(needs.sum()), dropped, truncated)
 
 
 def one_each(lengths: np.ndarray, capacity: Sequence[int], *, too_long: str = "refuse") -> Bins:
     """Each example in a row of its own; the arguments are those of `first_fit`."""
-    needs_NS, kept, dropped, truncated = _fitting(lengths, capacity, too_long)
+    needs, kept, dropped, truncated = _fitting(lengths, capacity, too_long)
     offsets = np.arange(len(kept) + 1)
-    return Bins(kept, offsets, tuple(capacity), int(needs_NS.sum()), dropped, truncated)
+    return Bins(kept, offsets, tuple(capacity), int(needs.sum()), dropped, truncated)
 
 
 def assemble(
@@ -137,28 +137,28 @@ def _fitting(
         )
     if min(capacity) < 1:
         raise errors.BadInput(f"row length is {min(capacity)}; it must be at least 1")
-    needs_NS = np.asarray(lengths, np.int64).reshape(len(lengths), len(capacity))
-    over_NS = needs_NS > np.asarray(capacity)
-    over_N = over_NS.any(axis=1)
-    numbers, many = np.arange(len(needs_NS)), int(over_N.sum())
+    needs = np.asarray(lengths, np.int64).reshape(len(lengths), len(capacity))
+    over = needs > np.asarray(capacity)
+    longer = over.any(axis=1)
+    numbers, many = np.arange(len(needs)), int(longer.sum())
     if too_long == "truncate":
-        return np.minimum(needs_NS, capacity), numbers, 0, many
+        return np.minimum(needs, capacity), numbers, 0, many
     if too_long == "drop":
-        return needs_NS[~over_N], numbers[~over_N], many, 0
+        return needs[~longer], numbers[~longer], many, 0
     if many:
-        first = int(over_N.argmax())
-        side = int(over_NS[first].argmax())
+        first = int(longer.argmax())
+        side = int(over[first].argmax())
         what = "source tokens" if len(capacity) > 1 and side == 0 else "tokens"
         raise errors.BadInput(
-            f"example {first} has {needs_NS[first, side]} {what}, and a row holds {capacity[side]}; "
+            f"example {first} has {needs[first, side]} {what}, and a row holds {capacity[side]}; "
             "use longer rows, or have examples that are too long dropped or truncated"
         )
-    return needs_NS, numbers, 0, 0
+    return needs, numbers, 0, 0
 
 
-def _close(room_SR: np.ndarray, rows_of: list[int], slot: int, count: int) -> int:
+def _close(rooms: np.ndarray, rows_of: list[int], slot: int, count: int) -> int:
     """Takes a row from among the open ones, which stay in order; returns how many are left."""
-    room_SR[:, slot : count - 1] = room_SR[:, slot + 1 : count].copy()
+    rooms[:, slot : count - 1] = rooms[:, slot + 1 : count].copy()
     del rows_of[slot]
     rows_of.append(0)
     return count - 1
