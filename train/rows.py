@@ -149,10 +149,7 @@ class Pairs:
     ) -> None:
         self._documents, self._hide, self._weight = documents, hide, np.float32(rate * length)
         self._places = objectives.places(documents, length)
-        marks: dict[str, int] = dict(
-            cls_id=words.prefix_ids[0], sep_id=(*words.suffix_ids, words.eos_id)[0]
-        )
-        self._pair = functools.partial(objectives.next_sentence, documents, length=length, **marks)
+        self._cls, self._sep = words.prefix_ids[0], (*words.suffix_ids, tasks.end_id(words))[0]
         self._length, self._seed, self._name = length, seed, name
 
     def __len__(self) -> int:
@@ -161,7 +158,14 @@ class Pairs:
     def row(self, index: int, epoch: int) -> Batch:
         """That row, as the epoch has it."""
         rng = objectives.generator(self._seed, index, epoch, self._name)
-        pair = self._pair(self._places[index], rng)
+        pair = objectives.next_sentence(
+            self._documents,
+            self._places[index],
+            rng,
+            length=self._length,
+            cls_id=self._cls,
+            sep_id=self._sep,
+        )
         hidden = self._hide(pair["tokens"], rng)
         weights = pair["pair_weights"] * self._weight
         return packing.assemble([{**pair, **hidden, "pair_weights": weights}], self._length)
@@ -268,8 +272,7 @@ def _changes(
     if task.kind == "masked":
         return length, functools.partial(_masked, _hider(task, words)[0])
     lay = functools.partial(packing.assemble, length=length, source_length=source_length)
-    end, start = words.eos_id, start_id(words)
-    assert end is not None
+    end, start = tasks.end_id(words), start_id(words)
     if task.kind == "spans":
         sentinels = tasks.special_ids(words, tasks.SENTINELS)
         raw, target = corruption.span_lengths(source_length, task.rate, task.mean_span)
@@ -316,16 +319,23 @@ def _inner(text: np.ndarray, words: Tokenizer) -> np.ndarray:
 
 
 def _prefixed(row: Batch, rng: np.random.Generator) -> Batch:
-    """A row with its beginning seen both ways, within each document, and not predicted."""
-    real = int((row["segments"] > 0).sum())
-    split = int(rng.integers(1, max(2, real)))
-    ahead = np.arange(len(row["tokens"])) < split
-    # The token behind the prefix is the first that is predicted: by the prefix's last.
-    known = np.arange(len(row["tokens"])) < split - 1
+    """A row whose documents' first tokens, as many in each, are seen both ways and not predicted.
+
+    As many at most as the longest of its documents has. For documents of three and two tokens and a prefix of two:
+
+        segments  1 1 1 2 2
+        prefix    1 1 0 0 0   as many ones as tokens of each document
+        weights   0 1 1 0 1
+    """
+    segments, place = row["segments"], np.arange(len(row["tokens"]))
+    first = np.maximum.accumulate(np.where(np.diff(segments, prepend=0) != 0, place, 0))
+    within = place - first
+    split = int(rng.integers(1, max(2, 1 + within[segments > 0].max(initial=0))))
+    seen = within < split - 1  # the last of the prefix predicts the first behind it
     return {
         **row,
-        "weights": np.where(known, np.float32(0), row["weights"]),
-        "prefix": ahead.astype(np.int32),
+        "weights": np.where(seen, np.float32(0), row["weights"]),
+        "prefix": (place < split).astype(np.int32),
     }
 
 
@@ -351,5 +361,5 @@ def _spoilt(
     text = _inner(row["tokens"][row["segments"] > 0], words)
     source = noise(text, rng, sentences=pieces.sentences(text) if pieces else None)
     source = np.concatenate([words.prefix_ids, source, words.suffix_ids]).astype(np.int32)
-    target = np.append(text, np.int32(words.eos_id or 0))
+    target = np.append(text, np.int32(tasks.end_id(words)))
     return lay([objectives.pair(source, target, start_id=start)])

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from model import errors, tokenizer
+from model import chat, errors, tokenizer
 from model.config import RECURRENT, ModelConfig
 from model.tokenizer import Tokenizer
 from train import packing
@@ -39,8 +39,7 @@ LABEL = {"classify": "label", "tag": "tags"}
 MEASURED = ("causal", "seq2seq", "chat")
 MASK = "<mask>"
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-SPECIAL = {"masked": (MASK,), "denoising": (MASK,), "spans": SENTINELS, "chat": ROLES}
+SPECIAL = {"masked": (MASK,), "denoising": (MASK,), "spans": SENTINELS, "chat": chat.SPECIAL}
 OUTSIDE = -1  # the label of a token that is asked for none
 
 
@@ -233,10 +232,11 @@ def _field(record: Item, name: str, kind: type) -> Any:
 def _frame(words: Tokenizer) -> tuple[list[int], list[int]]:
     """What stands before and behind a text that is learnt: what prompts have, else begin and end."""
     begin = list(words.prefix_ids) or [id for id in (words.bos_id,) if id is not None]
-    return begin, list(words.suffix_ids) or [_end(words)]
+    return begin, list(words.suffix_ids) or [end_id(words)]
 
 
-def _end(words: Tokenizer) -> int:
+def end_id(words: Tokenizer) -> int:
+    """What ends a text; refuses a tokenizer without."""
     if words.eos_id is None:
         raise errors.BadInput(
             f"tokenizer {words.digest[:16]} has no id for the end of a text; use or train another"
@@ -251,7 +251,7 @@ def _text(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str,
 
 
 def _seq2seq(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, list[int]]]:
-    end = _end(words)
+    end = end_id(words)
     sources = words.encode_batch([fill(task.source, item) for item in items])
     targets = words.encode_batch([fill(task.target, item) for item in items])
     return [
@@ -311,7 +311,9 @@ def _chat(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str,
 
 def _conversation(messages: Sequence[Mapping[str, Any]], words: Tokenizer) -> dict[str, list[int]]:
     """A conversation in the words of the chat template, cut where the assistant begins and ceases to speak."""
-    text, said, done = list(words.prefix_ids), [0] * len(words.prefix_ids), ""
+    text: list[int] = []
+    said: list[int] = []
+    done = ""
     for number, message in enumerate(messages, start=1):
         if message.get("role") != "assistant":
             continue
