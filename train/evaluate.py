@@ -148,10 +148,12 @@ def _check_text(directory: pathlib.Path, corpus: Corpus) -> None:
 def _eval_step(
     net: nn.Module, loss: losses.LossConfig, params: Any, batch: Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_BTD, _ = step.features(net, params, batch)
+    x_BTD, _ = step.features(net, params, batch, key=None)
     if net.config.head.kind != "lm":
         loss = dataclasses.replace(loss, chunk=0)
     targets_BT, weights_BT = step.targets(net, batch)
     read = heads.params(net.config, params)
-    nats_B, right_B = losses.by_row(step.head(net), read, x_BTD, targets_BT, weights_BT, loss)
+    nats_B, right_B = losses.by_row(
+        step.head(net, key=None), read, x_BTD, targets_BT, weights_BT, loss
+    )
     return nats_B, right_B, weights_BT.sum(axis=1)

@@ -114,16 +114,13 @@ def put_batch(
 
 
 def features(
-    net: nn.Module, params: Any, batch: Batch, *, train: bool = False, key: jax.Array | None = None
+    net: nn.Module, params: Any, batch: Batch, *, key: jax.Array | None
 ) -> tuple[jax.Array, dict[str, Any]]:
     """What a network makes of a batch before its head: hidden states [B, T, D] where targets are, and `aux`.
 
-    `key` is for dropout, if `train`.
+    `key` is for the dropout of training; None computes without.
     """
-    rngs = None if key is None else {"dropout": key}
-    call = functools.partial(
-        net.apply, {"params": params}, train=train, rngs=rngs, method="features"
-    )
+    call = functools.partial(net.apply, {"params": params}, method="features", **_mode(key))
     segments = batch["segments"]
     if net.config.family == "encoder_decoder":
         sides = dict(source_segments=batch["source_segments"], target_segments=segments)
@@ -134,16 +131,23 @@ def features(
     return call(batch["tokens"], segments=segments, **more)
 
 
-def head(net: nn.Module, *, train: bool = False, key: jax.Array | None = None) -> losses.Head:
-    """Its head: parameters and hidden states [B, T, D] in, logits [B, T, V] out, of one token if a text has a class."""
+def head(net: nn.Module, *, key: jax.Array | None) -> losses.Head:
+    """Its head: parameters and hidden states [B, T, D] in, logits [B, T, V] out, of one token if a text has a class.
+
+    `key` is that of `features`.
+    """
     kind = net.config.head.kind
     if kind == "lm":
         return lambda params, x_BTD: net.apply({"params": params}, x_BTD, method="head")
-    rngs = None if key is None else {"dropout": key}
-    call = functools.partial(net.apply, train=train, rngs=rngs, method="head")
+    call = functools.partial(net.apply, method="head", **_mode(key))
     if kind == "token":
         return lambda params, x_BTD: call({"params": params}, x_BTD)
     return lambda params, x_BTD: call({"params": params}, x_BTD)[:, None]
+
+
+def _mode(key: jax.Array | None) -> dict[str, Any]:
+    """Whether a network drops out, and by which key."""
+    return {} if key is None else {"train": True, "rngs": {"dropout": key}}
 
 
 def targets(net: nn.Module, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -159,11 +163,11 @@ def batch_loss(
 
     A batch of next-sentence pairs adds theirs to what is minimised, and `nats` stay those of the tokens.
     """
-    x_BTD, aux = features(net, params, batch, train=True, key=key)
+    x_BTD, aux = features(net, params, batch, key=key)
     if net.config.head.kind != "lm":
         config = dataclasses.replace(config, chunk=0)
     sums = losses.summed(
-        head(net, train=True, key=jax.random.fold_in(key, 1)),
+        head(net, key=jax.random.fold_in(key, 1)),
         heads.params(net.config, params),
         x_BTD,
         *targets(net, batch),
