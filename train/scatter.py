@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from mpl_toolkits.mplot3d import proj3d  # type: ignore[import-untyped]
 
 from train import figures
 
-SIZE = 7.5  # points, of the names beside dots
+SIZE = 8  # points, of the names beside dots
 BLANKS = "\u2581\u0120 "  # how a piece begins a word
 
 
@@ -60,14 +62,14 @@ def projection(numbers: Mapping[str, Any]) -> Figure:
     """A dot per piece on two or three principal axes; names that would cover others are left to the numbers."""
     points_NK, deep = np.array(numbers["points"]), len(numbers["explained"]) == 3
     figure = Figure(figsize=(7.6, 7.0))
-    box = (0.0, 0.0, 0.97, 0.93) if deep else (0.075, 0.065, 0.905, 0.84)
+    box = (0.0, 0.0, 0.95, 0.97) if deep else (0.105, 0.065, 0.875, 0.84)
     axes: Any = figure.add_axes(box, projection="3d" if deep else None)
     if deep:
         axes.scatter(*points_NK.T, color=figures.BLUE, s=9, depthshade=True, linewidth=0)
         for wall in (axes.xaxis, axes.yaxis, axes.zaxis):
             wall.set_pane_color("white")
             wall._axinfo["grid"].update(color=figures.FAINT, linewidth=0.7)
-        axes.set_box_aspect((1, 1, 0.85), zoom=1.12)
+        axes.set_box_aspect((1, 1, 0.85), zoom=1.05)
         axes.view_init(elev=18, azim=-60)
         x_N, y_N, _ = proj3d.proj_transform(*points_NK.T, axes.get_proj())
     else:
@@ -77,25 +79,32 @@ def projection(numbers: Mapping[str, Any]) -> Figure:
         axes.set_axisbelow(True)
         x_N, y_N = points_NK.T
     for axis, share in zip("xyz", numbers["explained"], strict=False):
-        name = f"axis {'xyz'.index(axis) + 1} · {figures.percent(share)} of the variance"
-        getattr(axes, f"set_{axis}label")(name, color=figures.SOFT)
-    axes.tick_params(labelsize=7)
-    _names(
-        figure,
-        axes,
-        np.stack([x_N, y_N], 1),
-        [figures.label(p.lstrip(BLANKS) or p) for p in numbers["pieces"]],
-    )
-    kept = f"{len(points_NK)} pieces, {numbers['order']}, on the first {len(numbers['explained'])} principal axes."
+        name = f"axis {'xyz'.index(axis) + 1} · {figures.percent(share)}"
+        getattr(axes, f"set_{axis}label")(
+            name, color=figures.SOFT, labelpad=14 if deep and axis != "z" else 4
+        )
+        low, high = getattr(axes, f"get_{axis}lim")()
+        places = [
+            x
+            for x in ticker.MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+            if low <= x <= high
+        ]
+        getattr(axes, f"set_{axis}ticks")(places)
+    names = [figures.label(piece.lstrip(BLANKS) or piece) for piece in numbers["pieces"]]
+    _names(figure, axes, np.stack([x_N, y_N], 1), names)
+    kept = f"{len(points_NK)} pieces, {numbers['order']}, on their principal axes, with the variance of each."
     figures.heading(figure, 0.12 / 7.6, "The embedding space", kept)
     return figure
 
 
 def _names(figure: Figure, axes: Axes, points_N2: np.ndarray, names: Sequence[str]) -> None:
-    """Names right or left of their dots, the first first; one that would cover a dot or a name is not drawn."""
+    """Names right or left of their dots, the first first; one that would cover a dot or a text is not drawn."""
     figure.draw_without_rendering()
+    texts = [each.get_window_extent() for each in axes.findobj(Text) if each.get_text().strip()]
     dots_N2 = axes.transData.transform(points_N2) / figure.dpi
     taken = np.stack([dots_N2[:, 0] - 0.02, dots_N2[:, 1] - 0.02, *(dots_N2.T + 0.02)], 1)
+    taken = np.concatenate([taken, np.array([box.extents for box in texts]) / figure.dpi])
+    bounds = np.array(axes.bbox.extents) / figure.dpi
     for i, name in enumerate(names):
         left, low = dots_N2[i]
         wide = figures.inches(name, {"size": SIZE}) + 0.05
@@ -103,7 +112,8 @@ def _names(figure: Figure, axes: Axes, points_N2: np.ndarray, names: Sequence[st
             box = np.array([start, low - 0.06, start + wide, low + 0.06])
             apart = (taken[:, 2] < box[0]) | (box[2] < taken[:, 0])
             apart |= (taken[:, 3] < box[1]) | (box[3] < taken[:, 1])
-            if apart.all():
+            inside = (box[:2] > bounds[:2]).all() and (box[2:] < bounds[2:]).all()
+            if apart.all() and inside:
                 beside: Any = dict(textcoords="offset points", ha=side, va="center_baseline")
                 look: Any = dict(fontsize=SIZE, color=figures.INK)
                 Axes.annotate(axes, name, points_N2[i], (points, 0), **beside, **look)
