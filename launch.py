@@ -180,7 +180,7 @@ def eval_verb(overrides: Sequence[str]) -> int:
 
 
 def inspect_verb(overrides: Sequence[str]) -> int:
-    """draw a run's loss curve, attention maps and next-token distributions"""
+    """draw a run's loss curve, embedding space, attention maps and next-token distributions"""
     from decode import options
     from train import report
 

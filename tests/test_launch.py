@@ -132,11 +132,11 @@ def test_eval_prints_bits_per_byte_beside_xz(run):
     assert "xz -9e" in done.stdout
 
 
-def test_inspect_draws_three_pictures_with_their_numbers(run):
+def test_inspect_draws_pictures_with_their_numbers(run):
     directory, _ = run
     done = launch("inspect", f"--from={directory}", "--prompt=The moon")
     assert done.returncode == 0, done.stderr
-    for name in ("loss", "attention", "next_token"):
+    for name in ("loss", "attention", "next_token", "neighbours", "embeddings_2d", "embeddings_3d"):
         assert (directory / "figures" / f"{name}.png").stat().st_size > 5000
         json.loads((directory / "figures" / f"{name}.json").read_text())
 

@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib import style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 from rich.console import Console
 
 import decode
@@ -21,6 +18,7 @@ from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import ModelConfig
+from tests import legible
 from train import figures, report
 
 PIECES = ["▁", "⏎", "$x$", "▁the", "中文", "ab\tc", "a_much_too_long_piece", "<0xC3>"]
@@ -35,6 +33,9 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) % 61 for character in text]
+
+    def raw(self, token: int) -> bytes:
+        return f" ab{chr(97 + token % 26)}".encode()
 
     def piece(self, token: int) -> str:
         return PIECES[token] if token < len(PIECES) else f"t{token}"
@@ -212,9 +213,11 @@ def test_a_run_gets_a_picture_of_each_kind_for_each_prompt(lm, tmp_path, monkeyp
     (tmp_path / "metrics.jsonl").write_text(metric(1, loss=2.0))
     assert report.run(tmp_path, [SENTENCE, SENTENCE[::-1]]) == 0
     names = ["attention_1", "attention_2", "loss", "next_token_1", "next_token_2"]
+    names += ["neighbours", "embeddings_2d", "embeddings_3d"]
     there = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert there == sorted(f"{name}.{kind}" for name in names for kind in ("json", "png"))
     said = capsys.readouterr().out
+    assert "nearest in the embedding space" in said
     assert all(str(tmp_path / "figures" / f"{name}.png") in said for name in names)
 
 
@@ -251,21 +254,7 @@ def test_the_same_input_gives_the_same_bytes_without_a_date(lm, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_word_is_inside_the_picture_large_enough_and_clear_of_the_others(lm, tmp_path, kind):
-    numbers = numbers_of(drawn(kind, lm, tmp_path))
-    with style.context(["default", figures.STYLE]):
-        figure = getattr(figures, kind)(numbers)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        words = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
-        boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in words]
-    assert min(text.get_fontsize() for text in words) >= 8
-    for text, box in boxes:
-        inside = (
-            box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-        )
-        assert inside, f"{text!r} is cut off"
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        assert not a.padded(-1).overlaps(b.padded(-1)), f"{one!r} lies over {other!r}"
+    legible.check(getattr(figures, kind), numbers_of(drawn(kind, lm, tmp_path)))
 
 
 def test_labels_show_blanks_escape_what_the_font_lacks_and_stay_short():

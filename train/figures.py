@@ -136,7 +136,7 @@ def loss(numbers: Mapping[str, Any]) -> Figure:
     note += f" · {max(every):,} tokens" if unit == "tokens" else ""
     if numbers["not_finite"]:
         note += f" · not finite at step {numbers['not_finite'][0]:,}"
-    _head(figure, 0.085, "Loss on the training text and on text held out from it", note)
+    heading(figure, 0.085, "Loss on the training text and on text held out from it", note)
     return figure
 
 
@@ -151,7 +151,7 @@ def attention(numbers: Mapping[str, Any]) -> Figure:
     ]
     columns = heads if len(layers) > 1 else _columns(heads)
     rows = -(-len(panels) // columns)
-    margin = 0.45 + max(_inches(text, LABEL) for text in labels)
+    margin = 0.45 + max(inches(text, LABEL) for text in labels)
     side = max(1.55, 0.155 * len(labels), (6.4 - margin) / columns - 0.2)
     top, title, gap, bar = 0.62, 0.3, 0.2, 0.8
     width, height = margin + columns * (side + gap) + bar, top + rows * (side + title) + margin
@@ -186,7 +186,7 @@ def attention(numbers: Mapping[str, Any]) -> Figure:
     bar_axes.set_title("weight", fontsize=8, color=SOFT, loc="left", pad=8)
     which = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
     note = "Each row sums to 1 over the token itself and those before it. Blank: later tokens, which it cannot see."
-    _head(figure, 0.12 / width, f"Where each token looks: attention of {which}", note)
+    heading(figure, 0.12 / width, f"Where each token looks: attention of {which}", note)
     return figure
 
 
@@ -196,7 +196,7 @@ def next_token(numbers: Mapping[str, Any]) -> Figure:
     rest = vocab_size - len(numbers["pieces"])
     labels = [label(piece) for piece in numbers["pieces"]] + [f"{rest:,} others"] * bool(rest)
     margin, gap, top, bottom, body = (
-        0.25 + max(_inches(text, LABEL) for text in labels),
+        0.25 + max(inches(text, LABEL) for text in labels),
         0.25,
         1.3,
         0.5,
@@ -212,18 +212,18 @@ def next_token(numbers: Mapping[str, Any]) -> Figure:
         _bars(axes, panel, longest, bool(rest))
         axes.set_yticks(range(len(labels)), [] if i else labels, color=INK)
         kept = f"keeps {panel['kept']:,} of {vocab_size:,} tokens\nthat had {percent(panel['mass'])} of the mass"
-        _above(axes, 32, panel["name"], weight="bold")
+        above(axes, 32, panel["name"], weight="bold")
         text = f"all {vocab_size:,} tokens\ncan be drawn" if panel["kept"] == vocab_size else kept
-        _above(axes, 6, text, fontsize=8, color=SOFT)
+        above(axes, 6, text, fontsize=8, color=SOFT)
     prompt = " ".join("".join(map(_shown, word)) for word in numbers["prompt"].split(" "))
-    while _inches(title := f"What comes after “{prompt}”", TITLE) > width - 0.4:
+    while inches(title := f"What comes after “{prompt}”", TITLE) > width - 0.4:
         prompt = "…" + prompt[2:]
     removed = any(panel["kept"] < vocab_size for panel in panels)
     note = (
         "Blue: can be drawn, with its probability."
         + " Grey: removed, with the probability it had." * removed
     )
-    _head(figure, 0.12 / width, title, note)
+    heading(figure, 0.12 / width, title, note)
     return figure
 
 
@@ -281,12 +281,14 @@ def _bars(axes: Axes, panel: Mapping[str, Any], longest: float, others: bool) ->
     axes.set_xlabel("probability", color=SOFT, fontsize=8)
 
 
-def _above(axes: Axes, points: float, text: str, **look: Any) -> None:
+def above(axes: Axes, points: float, text: str, **look: Any) -> None:
+    """Writes so many points above the left end of the axes."""
     place: Any = dict(xytext=(0, points), textcoords="offset points", va="bottom", **look)
     axes.annotate(text, (0, 1), xycoords="axes fraction", **place)
 
 
-def _head(figure: Figure, left: float, title: str, note: str) -> None:
+def heading(figure: Figure, left: float, title: str, note: str) -> None:
+    """Writes the title of a figure, and what it shows in one line below."""
     height = figure.get_size_inches()[1]
     figure.text(left, 1 - 0.12 / height, title, **TITLE, va="top")
     figure.text(left, 1 - 0.37 / height, note, color=SOFT, va="top")
@@ -313,7 +315,7 @@ def _shown(letter: str) -> str:
     return letter
 
 
-def _inches(text: str, look: Mapping[str, Any]) -> float:
+def inches(text: str, look: Mapping[str, Any]) -> float:
     """How wide a text is."""
     font = font_manager.FontProperties(family=STYLE["font.family"], **look)
     return TextPath((0, 0), text, prop=font).get_extents().x1 / 72 if text else 0.0

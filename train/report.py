@@ -26,12 +26,14 @@ from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import RECURRENT
-from train import curves, figures, visible
+from train import curves, embeddings, figures, scatter, visible
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
 CELLS = 100  # attention weights on a side of one figure; a model with more gets a figure per layer
 LONGEST = 64  # tokens that an attention map can label readably
+ASKED = 8  # words whose neighbours are shown if nobody asks for others
+MAPPED = 150  # words on a map of the embedding space
 CANDIDATES = 15  # tokens that a next-token panel shows
 LONGEST_PROMPT = 300  # letters of a prompt that the table of completions repeats
 _filter = jax.jit(processors.PRESETS["hf"])
@@ -41,24 +43,29 @@ def run(
     directory: pathlib.Path,
     prompts: Sequence[str] | None = None,
     changed: Mapping[str, Any] | None = None,
+    words: Sequence[str] | None = None,
 ) -> int:
     """Draws all pictures of a run, or of a model without one, into `<directory>/figures`.
 
-    The settings that are shown are SETTINGS with the values that `changed` gives.
+    The settings that are shown are SETTINGS with the values that `changed` gives; the words whose neighbours and
+    places in the embedding space are shown are by default the most frequent ones.
     """
     directory = pathlib.Path(directory)
     settings = errors.build(
         Settings, {**dataclasses.asdict(SETTINGS), **(changed or {})}, "settings"
     )
     lm, place = model.load(directory), directory / "figures"
-    if lm.config.family not in ("decoder_only", *RECURRENT):
+    predicts = lm.config.family in ("decoder_only", *RECURRENT)
+    if prompts and not predicts:
         raise errors.BadInput(
-            f"{directory} holds an {lm.config.family} model, and inspect draws those that predict the next token; "
-            "give another directory"
+            f"{directory} holds an {lm.config.family} model, and prompts are for those that predict the next token; "
+            "leave the prompts out, or give another directory"
         )
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
-    prompts = prompts or PROMPTS
+    for picture in embedding_space(lm, place, words, embeddings.token_counts(directory)):
+        print(f"embedding space: {picture}")
+    prompts = (prompts or PROMPTS) if predicts else ()
     for i, prompt in enumerate(prompts, start=1):
         number = f"_{i}" if len(prompts) > 1 else ""
         if lm.config.family not in RECURRENT:
@@ -131,6 +138,54 @@ def next_token(
         "panels": [panel(title, logits_V, each, shown) for title, each in strategies(settings)],
     }
     return figures.write(figures.next_token, numbers, pathlib.Path(directory) / name)
+
+
+def embedding_space(
+    lm: model.LM,
+    directory: pathlib.Path,
+    words: Sequence[str] | None = None,
+    counts_V: np.ndarray | None = None,
+) -> list[pathlib.Path]:
+    """Prints the nearest neighbours of words, and draws them, and the words on two and on three axes.
+
+    Without `words` the most frequent are taken: by `counts_V`, or else by their order in the vocabulary.
+    """
+    table_VD = np.asarray(lm.params["embedding"]["weight"], np.float32)
+    space = embeddings.space(table_VD, lm.words, words or ())
+    order = "as given"
+    if not words:
+        order = "the most frequent" if counts_V is not None else "the first of the vocabulary"
+        tokens = embeddings.frequent(lm.words, MAPPED, counts_V)
+        names = [space.names[token] for token in tokens]
+        space = dataclasses.replace(space, rows=dict(zip(names, tokens, strict=True)))
+    long = [name for name in space.rows if len(name) > 4] or list(space.rows)
+    shown = list(words or long[:: max(1, len(long) // ASKED)][:ASKED])
+    numbers = embeddings.neighbours(space, shown)
+    pictures = []
+    if shown:
+        neighbours_table(numbers)
+        pictures.append(figures.write(scatter.neighbours, numbers, directory / "neighbours"))
+    for dimensions in (2, 3):
+        if len(space.rows) > dimensions:
+            rows = list(space.rows.values())
+            numbers = embeddings.projection(space, rows, dimensions) | {"order": order}
+            stem = directory / f"embeddings_{dimensions}d"
+            pictures.append(figures.write(scatter.projection, numbers, stem))
+    return pictures
+
+
+def neighbours_table(numbers: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints each word and what is nearest to it by cosine, a row per word."""
+    table = _grid(box.HORIZONTALS, show_header=True)
+    table.columns[0].header = "word"
+    table.add_column("nearest in the embedding space, with cosine", overflow="fold", ratio=1)
+    for word in numbers["words"]:
+        pairs = zip(word["pieces"], word["cosines"], strict=True)
+        table.add_row(
+            Text(_safe(word["word"]), "bold"),
+            Text("  ".join(f"{_safe(piece)} {cosine:.2f}" for piece, cosine in pairs)),
+        )
+    _print(table, console)
 
 
 def strategies(settings: Settings) -> list[tuple[str, Settings]]:
