@@ -10,7 +10,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from model import blocks, checkpoint, errors, hf, sharding, sources, tokenizer, weights
+from model import (
+    adapters,
+    blocks,
+    checkpoint,
+    errors,
+    hf,
+    peft,
+    sharding,
+    sources,
+    tokenizer,
+    weights,
+)
 from model.config import ModelConfig, Runtime
 from model.decoder_only import DecoderOnly
 from model.encoder_decoder import EncoderDecoder
@@ -55,6 +66,11 @@ class LM:
             )
         return self.tokenizer
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many vectors of a soft prompt stand before every text, under the ids behind the vocabulary."""
+        return adapters.virtual_tokens(self.params)
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the weights, as `checkpoint.tree_digest` takes it."""
@@ -97,6 +113,7 @@ def abstract(config: ModelConfig) -> Any:
 def load(directory: str | pathlib.Path, mesh: Mesh | None = None) -> LM:
     """The model of a run (as of its newest complete checkpoint), of a bundle, or of a Hugging Face directory.
 
+    An adapter's directory, of PEFT, is the model that its `base_model_name_or_path` names, with the adapter merged.
     On a `mesh` every device reads its own part of each parameter and no more.
 
     Raises:
@@ -105,6 +122,11 @@ def load(directory: str | pathlib.Path, mesh: Mesh | None = None) -> LM:
     """
     directory = pathlib.Path(directory)
     kind, groups = sources.read(directory)
+    if kind == "adapter":
+        base = load(groups["base_model_name_or_path"], mesh)
+        described, adapter = peft.read(directory, base.config)
+        params = adapters.merge(base.params, adapter, described)
+        return dataclasses.replace(base, params=params, directory=directory)
     if kind == "run":
         return _load_run(directory, groups, mesh)
     if kind == "bundle":

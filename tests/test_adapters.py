@@ -1,5 +1,6 @@
 """Is a merged adapter the model that the papers describe, does nothing but it get a gradient, and are rules obeyed?"""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
+import decode
 import model
 from model import adapters, blocks, errors, sharding
 from model.adapters import AdapterConfig
@@ -250,3 +252,46 @@ def test_virtual_tokens_are_read_as_the_tokens_whose_rows_they_copy_and_never_pr
     two = lm.net.apply({"params": lm.params}, real, *target)[0]
     assert one.shape[-1] == vocabulary
     np.testing.assert_array_equal(one, two)
+
+
+def soft(seed=5):
+    """A model behind a trained prompt of three vectors."""
+    lm = tiny.lm("gpt2")
+    config = AdapterConfig("prompt", virtual_tokens=3)
+    adapter = shaken(adapters.init(lm.params, config, key=jax.random.key(seed)))
+    return dataclasses.replace(lm, params=adapters.merge(lm.params, adapter, config))
+
+
+def test_decoding_reads_the_virtual_tokens_before_every_prompt_and_scores_as_one_forward_pass_does():
+    lm = soft()
+    settings = decode.Settings(max_new_tokens=5, temperature=0.0, ignore_eos=True)
+    done = decode.generate(lm, ["once upon", [5, 17, 42]], settings, seed=0)
+    prompts = [lm.tokenizer.bos_id, *lm.tokenizer.encode("once upon")], [5, 17, 42]
+    rows_BT = np.zeros((2, 23), np.int32)
+    for i, (completion, ids) in enumerate(zip(done, prompts, strict=True)):
+        vocabulary = lm.config.vocab_size
+        given = (vocabulary, vocabulary + 1, vocabulary + 2, *ids)
+        assert completion.prompt_tokens == given
+        rows_BT[i, : len(given) + 5] = *given, *completion.tokens
+    logits_BTV = jax.jit(lm.net.apply)({"params": lm.params}, rows_BT)[0]
+    scores_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
+    for i, completion in enumerate(done):
+        at = np.arange(5) + len(completion.prompt_tokens) - 1
+        expected = scores_BTV[i, at, list(completion.tokens)]
+        np.testing.assert_allclose(completion.logprobs, expected, atol=2e-5)
+
+
+def test_what_virtual_tokens_do_not_go_with_is_refused():
+    lm = soft()
+    with pytest.raises(
+        errors.BadInput,
+        match=r"asks for prompt_logprobs, and the prompt begins with 3 virtual tokens, which are never predicted; ",
+    ):
+        decode.generate(lm, ["once"], decode.Settings(prompt_logprobs=True), seed=0)
+    with pytest.raises(
+        errors.BadInput,
+        match=r"^the draft model's number of virtual tokens is 0, and the model's 3; both must read the same tokens$",
+    ):
+        decode.generate(
+            lm, ["once"], decode.Settings(num_assistant_tokens=2), seed=0, draft=tiny.lm("gpt2")
+        )
