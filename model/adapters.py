@@ -11,6 +11,7 @@ import math
 import re
 import string
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -157,6 +158,21 @@ def merge(params: Any, adapter: Any, config: AdapterConfig) -> dict[str, Any]:
                 raise _misfit(path, value.shape, leaves[path].shape)
             merged[path] = value.astype(leaves[path].dtype)
     return _nested(merged)
+
+
+def absent(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Which parameters of a model another lacks or has in another shape; both by path, stacked or not."""
+    return [
+        path
+        for path, leaf in wanted.items()
+        if path not in held or tuple(held[path].shape) != tuple(leaf.shape)
+    ]
+
+
+def extended(config: AdapterConfig, fresh: Sequence[str]) -> AdapterConfig:
+    """The same, with parameters trained whole that the base does not have."""
+    rules = (f"^{re.escape(path)}$" for path in fresh)
+    return dataclasses.replace(config, whole=(*config.whole, *rules))
 
 
 def virtual_tokens(params: Any) -> int:

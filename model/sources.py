@@ -86,6 +86,16 @@ def _adapter(path: pathlib.Path) -> dict[str, Any]:
     return groups
 
 
+def config_of(directory: pathlib.Path) -> ModelConfig:
+    """The config of the model in any such directory; no weight is read."""
+    kind, groups = read(directory)
+    if kind == "adapter":
+        return config_of(pathlib.Path(groups["base_model_name_or_path"]))
+    if kind == "run":
+        return errors.build(ModelConfig, groups["model"], f"{directory / 'config.json'}: model")
+    return (open_bundle if kind == "bundle" else open_theirs)(directory, groups).config
+
+
 def open_theirs(directory: pathlib.Path, said: Mapping[str, Any]) -> Opened:
     """A Hugging Face directory, its config.json read."""
     hf.model_config(said)  # refuses a config before the files are opened
