@@ -150,7 +150,7 @@ class Adapted:
     """A run's adapter, apart from the model it changes.
 
     Attributes:
-        base: that model, as it was.
+        base: that model, in the run's form: what it lacks, or has in another shape, the adapter holds whole.
         config: how the adapter is meant.
         tree: its parameters, one entry per layer.
     """
@@ -165,12 +165,7 @@ def _load_run(directory: pathlib.Path, groups: dict[str, Any], mesh: Mesh | None
     net = build(config)
     if groups.get("adapt") is not None:
         found = load_adapter(directory, mesh)
-        wanted = hf.flatten(nn.meta.unbox(abstract(config)))
-        base, own = hf.flatten(found.base.params), hf.flatten(found.tree)
-        # What the base lacks, or has in another shape, the adapter holds whole.
-        fresh = adapters.absent(base, wanted)
-        leaves = {path: (own if path in fresh else base)[path] for path in wanted}
-        params = adapters.merge(hf.nest(leaves), found.tree, found.config)
+        params = adapters.merge(found.base.params, found.tree, found.config)
         return LM(config, params, words, net, directory)
     params = _restored(directory, meta, _boxed(config), mesh)
     return LM(config, params, words, net, directory)
@@ -188,7 +183,7 @@ def load_adapter(directory: str | pathlib.Path, mesh: Mesh | None = None) -> Ada
         raise errors.BadInput(
             f"{directory} holds no adapter; give a run of a config with group adapt"
         )
-    config, _, meta = _checked(directory, groups)
+    config, words, meta = _checked(directory, groups)
     described = errors.build(AdapterConfig, groups["adapt"], f"{directory / 'config.json'}: adapt")
     base = load(groups["start"]["path"], mesh)
     if base.digest != meta["base"]:
@@ -201,7 +196,11 @@ def load_adapter(directory: str | pathlib.Path, mesh: Mesh | None = None) -> Ada
     fresh = adapters.absent(hf.flatten(stacked), hf.flatten(nn.meta.unbox(boxed)))
     described = adapters.extended(described, fresh)
     tree = _restored(directory, meta, adapters.boxed(boxed, described), mesh)
-    return Adapted(base, described, tree)
+    wanted = hf.flatten(nn.meta.unbox(abstract(config)))
+    held, own = hf.flatten(base.params), hf.flatten(tree)
+    absent = adapters.absent(held, wanted)
+    params = hf.nest({path: (own if path in absent else held)[path] for path in wanted})
+    return Adapted(LM(config, params, words, build(config), base.directory), described, tree)
 
 
 def _checked(

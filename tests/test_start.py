@@ -1,5 +1,6 @@
 """Does a run begin with the model it is told to, train nothing else than it is told to, and go on to the same bits?"""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,28 +8,33 @@ import jax
 import numpy as np
 import pytest
 import running
+from flax import linen as nn
 
 import model
-from model import adapters, bundle, checkpoint, errors, hf, peft
-from train import evaluate, loop, recipe
+from model import adapters, blocks, bundle, errors, hf, hf_config, peft, sharding, tokenizer
+from model.config import ModelConfig, Runtime
+from tests import published
+from train import evaluate, loop, recipe, start
 
 pytestmark = pytest.mark.standard_promotion
 
 
 def config(source, **groups) -> dict:
     """Three steps of a batch of eight, saved after the second."""
-    whole = running.config(source, decode={"prompts": []}, runtime={"dropout": 0.1})
+    whole = running.config(source, decode={"prompts": []}, runtime={"dropout": 0.1, "mesh": MESH})
     whole["train"] = {"steps": 3, "batch_size": 8, "log_every": 1, "save_every": 2}
     whole["optimizer"] = {"warmup_steps": 1}
     return whole | groups
 
 
 def tuned(source, base, **groups) -> dict:
-    """The same text, from a base that says which tokenizer and which model."""
-    whole = config(source, start={"path": str(base)}, **groups)
-    return {name: group for name, group in whole.items() if name not in ("tokenizer", "model")}
+    """The same text, from a base that says which tokenizer and which model, in a larger vocabulary."""
+    whole = config(source, start={"path": str(base)}, model={"vocab_size": 307}, **groups)
+    return {name: group for name, group in whole.items() if name != "tokenizer"}
 
 
+NOTE = "'embedding/weight', 'output/weight' of {} has no like, and starts fresh"
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 LORA = {"kind": "dora", "rank": 3, "alpha": 5, "targets": ["attention", "up"]}
 
 
@@ -37,12 +43,26 @@ def source(tmp_path_factory):
     return running.texts(tmp_path_factory.mktemp("texts"))
 
 
+def write(directory, seed):
+    """A published LLaMA of random weights, for 300 pieces."""
+    described = ModelConfig(300, 31, 2, 16, 2)
+    draw = np.random.default_rng(seed)
+    leaves = {
+        path: draw.normal(size=leaf.shape, scale=0.1).astype("f4")
+        for path, leaf in hf.flatten(nn.meta.unbox(model.abstract(described))).items()
+    }
+    tensors = hf.to_theirs("llama", described, hf.nest(leaves))
+    published.write(directory, hf_config.their_config("llama", described), tensors)
+
+
 @pytest.fixture(scope="module")
 def base(source, tmp_path_factory):
-    """A run that others start from."""
-    workdir = tmp_path_factory.mktemp("runs") / "base"
-    loop.run(recipe.from_config(config(source)), workdir)
-    return workdir
+    """A Hugging Face directory that runs start from."""
+    directory = tmp_path_factory.mktemp("base")
+    write(directory, seed=7)
+    words = tokenizer.train([(source / "a.txt").read_text()], kind="bpe", vocab_size=300)
+    words.save(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +90,25 @@ def test_a_checkpoint_of_an_adapted_run_holds_the_adapter_and_its_optimiser_and_
     record = json.loads((adapted / "checkpoints" / "3" / "meta" / "metadata").read_text())
     assert record["meta"]["base"] == model.load(base).digest
     held = [name for name in record["leaves"] if "weight" in name or "scale" in name]
-    assert len(held) == 3 * 3 * 5  # of five maps three parts, each with two moments
-    assert all("lora_" in name or "magnitude" in name for name in held)
+    assert len(held) == 3 * (
+        3 * 5 + 2
+    )  # of five maps three parts, and two tables; each with two moments
+    assert not any(
+        "/layers/" in name and "lora_" not in name and "magnitude" not in name for name in held
+    )
     groups = json.loads((adapted / "config.json").read_text())
-    assert groups["model"]["width"] == 16 and groups["tokenizer"]["path"] == str(base / "tokenizer")
+    assert groups["model"]["width"] == 16 and groups["tokenizer"]["path"] == str(base)
 
 
 def test_an_adapted_run_loads_merged_and_nothing_but_its_targets_has_moved(base, adapted):
     lm, before, found = model.load(adapted), model.load(base), model.load_adapter(adapted)
-    merged = adapters.merge(before.params, found.tree, found.config)
+    merged = adapters.merge(found.base.params, found.tree, found.config)
     jax.tree.map(np.testing.assert_array_equal, lm.params, merged)
     moved = {
         path
         for path, leaf in hf.flatten(lm.params).items()
         if not np.array_equal(leaf, hf.flatten(before.params)[path])
-    }
+    } - {"embedding/weight", "output/weight"}
     maps = (
         "attention/query",
         "attention/key",
@@ -119,7 +143,7 @@ def test_another_base_is_refused_when_a_run_goes_on_and_when_it_is_loaded(
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
     groups = (tmp_path / "run" / "config.json").read_text()
     (tmp_path / "run" / "config.json").write_text(groups.replace(str(base), str(tmp_path / "base")))
-    shutil.rmtree(tmp_path / "base" / "checkpoints" / "3")  # what stays is the base one step before
+    write(tmp_path / "base", seed=11)
     with pytest.raises(
         errors.BadInput,
         match=r"^the weights of config.start.path='.*base' are not those that the checkpoint of this run was trained "
@@ -133,32 +157,41 @@ def test_another_base_is_refused_when_a_run_goes_on_and_when_it_is_loaded(
         model.load(tmp_path / "run")  # fmt: skip
 
 
-def test_a_full_fine_tuning_begins_with_every_weight_of_its_start(source, base, tmp_path):
-    """At a learning rate of 0 it ends with them too."""
-    still = {"learning_rate": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0}
-    asked = tuned(source, base, optimizer=still)
-    loop.run(recipe.from_config(asked), tmp_path / "run")
-    one, two = model.load(base), model.load(tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
-    assert two.words.digest == one.words.digest
-    meta = checkpoint.read_meta(tmp_path / "run" / "checkpoints", 3)
-    assert "base" not in meta
+def test_a_start_takes_every_weight_that_fits_and_names_those_that_begin_afresh(base):
+    mesh, key = sharding.make_mesh(devices=jax.devices()[:2]), jax.random.key(5)
+    held = hf.flatten(blocks.stack_layers(model.load(base).params))
+    for changed, fresh in (({}, ()), ({"vocab_size": 307}, ("embedding/weight", "output/weight"))):
+        config = dataclasses.replace(model.load(base).config, **changed)
+        net = model.build(config, Runtime(scan=True))
+        begun = start.begin(str(base), None, net, mesh, None, key=key)
+        assert begun.base is None and begun.identity == {}
+        assert begun.notes == ((NOTE.format(base),) if fresh else ())
+        for path, leaf in hf.flatten(begun.params).items():
+            if path in fresh:
+                assert leaf.shape == (307, 16) and 0.01 < float(leaf.std()) < 0.03
+            else:
+                np.testing.assert_array_equal(leaf, held[path], err_msg=path)
+    deeper = model.build(dataclasses.replace(config, layers=3), Runtime(scan=True))
+    with pytest.raises(
+        errors.BadInput, match=r"^config.model.layers is 3, and the model of config"
+    ):
+        start.begin(str(base), None, deeper, mesh, None, key=key)
 
 
 @pytest.mark.parametrize(
     "groups, message",
     [
-        ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has 'rms'; "),
-        ({"adapt": LORA, "start": {}}, r"^config.adapt says how a model is adapted, and config.start.path does not say "),
-        ({"adapt": LORA, "optimizer": {"frozen": ["norm"]}}, r"^config.optimizer.frozen is \['norm'\], and config.adapt "),
-        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.kind is 'prompt', which train does not pl"),
-        ({"adapt": LORA | {"targets": ["qurey"]}}, r"^adapt.targets: rule 'qurey' is found in no parameter; the nearest"),
+        ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has 'r"),
+        ({"adapt": LORA, "start": {}}, r"^config.adapt says how a model is adapted, and config.start.path does not sa"),
+        ({"adapt": LORA, "optimizer": {"frozen": ["norm"]}}, r"^config.optimizer.frozen is \['norm'\], and config.ada"),
+        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.kind is 'prompt', which train does not p"),
+        ({"adapt": LORA | {"targets": ["qurey"]}}, r"^adapt.targets: rule 'qurey' is found in no parameter; the near"),
         ({"start": {"path": "nowhere"}}, r"^there is no directory nowhere; give a run, a bundle or a Hugging Face dir"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(groups, message, source, base, tmp_path):
     with pytest.raises(errors.BadInput, match=message):
-        asked = tuned(source, base) | {"tokenizer": {"path": str(base / "tokenizer")}} | groups
+        asked = tuned(source, base) | {"tokenizer": {"path": str(base)}} | groups
         asked = (
             asked if "start" not in groups or groups["start"] else asked | config(source) | groups
         )
