@@ -181,7 +181,7 @@ def test_a_start_takes_every_weight_that_fits_and_names_those_that_begin_afresh(
 @pytest.mark.parametrize(
     "groups, message",
     [
-        ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has 'r"),
+        ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has '"),
         ({"adapt": LORA, "start": {}}, r"^config.adapt says how a model is adapted, and config.start.path does not sa"),
         ({"adapt": LORA, "optimizer": {"frozen": ["norm"]}}, r"^config.optimizer.frozen is \['norm'\], and config.ada"),
         ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.kind is 'prompt', which train does not p"),
