@@ -24,7 +24,7 @@ from model import errors, matrices
 from model.matrices import Axes
 
 KINDS = ("lora", "dora", "prompt")
-PROMPT = "embedding/prompt"
+PROMPT = "embedding/prompt/weight"
 NEAREST = 3  # paths that a refused rule is told of
 
 
@@ -178,7 +178,7 @@ def extended(config: AdapterConfig, fresh: Sequence[str]) -> AdapterConfig:
 def virtual_tokens(params: Any) -> int:
     """How many vectors stand before every text: the rows of a soft prompt that was merged into `params`."""
     prompt = params.get("embedding", {}).get("prompt")
-    return 0 if prompt is None else len(prompt)
+    return 0 if prompt is None else len(prompt["weight"])
 
 
 def _adapted(

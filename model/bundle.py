@@ -188,7 +188,8 @@ def _write_adapter(source: pathlib.Path, out: pathlib.Path) -> str:
         peft.write(out, found.base.params, found.base.config, found.tree, found.config, base)
     except errors.BadInput as error:
         return f"the adapter alone was not written: {error}"
-    return f"the adapter alone, of {base}, is in {out.name}, for PEFT"
+    missing = "; the exported weights do not have it" if found.config.kind == "prompt" else ""
+    return f"the adapter alone, of {base}, is in {out.name}, for PEFT{missing}"
 
 
 def _returned(opened: Opened, aside: Any) -> Iterator[Tensor]:

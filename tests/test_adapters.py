@@ -238,7 +238,7 @@ def test_virtual_tokens_are_read_as_the_tokens_whose_rows_they_copy_and_never_pr
     vocabulary = lm.config.vocab_size
     config = AdapterConfig("prompt", virtual_tokens=3)
     fresh = adapters.init(lm.params, config, key=jax.random.key(5))
-    rows = fresh["embedding"]["prompt"]
+    rows = fresh["embedding"]["prompt"]["weight"]
     table = np.asarray(lm.params["embedding"]["weight"])
     ids = [int(np.flatnonzero((table == row).all(axis=1))[0]) for row in np.asarray(rows)]
     assert len(set(ids)) == 3

@@ -12,9 +12,13 @@ from flax import linen as nn
 
 import model
 from model import adapters, blocks, bundle, errors, hf, hf_config, peft, sharding, tokenizer
+from model.adapters import AdapterConfig
 from model.config import ModelConfig, Runtime
 from tests import published
-from train import evaluate, loop, recipe, start
+from train import evaluate, loop, recipe, rows, start, step
+from train.losses import LossConfig
+from train.streams import Examples, Tokens
+from train.tasks import Task
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -184,7 +188,7 @@ def test_a_start_takes_every_weight_that_fits_and_names_those_that_begin_afresh(
         ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has '"),
         ({"adapt": LORA, "start": {}}, r"^config.adapt says how a model is adapted, and config.start.path does not sa"),
         ({"adapt": LORA, "optimizer": {"frozen": ["norm"]}}, r"^config.optimizer.frozen is \['norm'\], and config.ada"),
-        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.kind is 'prompt', which train does not p"),
+        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.virtual_tokens is 3, and config.task.kind="),
         ({"adapt": LORA | {"targets": ["qurey"]}}, r"^adapt.targets: rule 'qurey' is found in no parameter; the near"),
         ({"start": {"path": "nowhere"}}, r"^there is no directory nowhere; give a run, a bundle or a Hugging Face dir"),
     ],
@@ -196,3 +200,82 @@ def test_what_does_not_go_together_is_refused(groups, message, source, base, tmp
             asked if "start" not in groups or groups["start"] else asked | config(source) | groups
         )
         loop.run(recipe.from_config(asked), tmp_path / "run")
+
+
+def examples(**streams):
+    """Two examples of given streams."""
+    return Examples(
+        {
+            name: Tokens(
+                np.array(one + two, np.uint16 if min(one + two) >= 0 else np.int32),
+                np.array([0, len(one), len(one) + len(two)]),
+            )
+            for name, (one, two) in streams.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "task, streams, expected",
+    [
+        (
+            Task("classify", labels=("a", "b")),
+            {"text": ([3, 4], [5]), "labels": ([1], [0])},
+            {"tokens": [31, 32, 3, 4, 0, 0, 0], "targets": [1, 0, 0, 0, 0, 0, 0], "weights": [1, 0, 0, 0, 0, 0, 0]},
+        ),
+        (
+            Task("tag", labels=("a", "b")),
+            {"text": ([3, 4], [5]), "labels": ([1, -1], [0])},
+            {"tokens": [31, 32, 3, 4, 31, 32, 5], "targets": [0, 0, 1, 0, 0, 0, 0], "weights": [0, 0, 1, 0, 0, 0, 1],
+             "segments": [1, 1, 1, 1, 2, 2, 2]},
+        ),
+        (
+            Task("seq2seq"),
+            {"source": ([3], [6]), "target": ([4, 5], [7])},
+            {"tokens": [31, 32, 3, 4, 31, 32, 6], "targets": [0, 3, 4, 5, 0, 6, 7], "weights": [0, 0, 1, 1, 0, 0, 1]},
+        ),
+        (
+            Task("chat"),
+            {"text": ([3, 4, 5], [6, 7]), "said": ([0, 0, 1], [0, 1])},
+            {"tokens": [31, 32, 3, 4, 31, 32, 6], "targets": [0, 3, 4, 5, 0, 6, 7], "weights": [0, 0, 0, 1, 0, 0, 1]},
+        ),
+    ],
+)  # fmt: skip
+def test_virtual_tokens_stand_before_every_example_of_a_row_and_are_no_targets(
+    task, streams, expected
+):
+    config = ModelConfig(31, 13, 2, 16, 2, family="encoder_only" if task.labels else "decoder_only")
+    built = rows.build(
+        task, examples(**streams), None, config, length=7, source_length=7, virtual=2
+    )
+    row = built.row(0, 0)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(row[name], values, err_msg=name)
+    assert row["targets"].max() < 31
+
+
+def test_a_soft_prompt_learns_from_rows_that_begin_with_it_and_nothing_else_moves(base):
+    mesh, key = sharding.make_mesh(devices=jax.devices()[:2]), jax.random.key(5)
+    net = model.build(model.load(base).config, Runtime(scan=True))
+    adapt = AdapterConfig("prompt", virtual_tokens=2)
+    begun = start.begin(str(base), adapt, net, mesh, None, key=key)
+    built = rows.build(
+        Task("seq2seq"),
+        examples(source=([3], [6]), target=([4, 5], [7])),
+        None,
+        net.config,
+        length=7,
+        source_length=7,
+        virtual=2,
+    )
+    row = built.row(0, 0)
+    batch = {name: np.stack([array] * 2) for name, array in row.items()}
+
+    def loss(params, batch):
+        sums = step.batch_loss(net, LossConfig(), begun.whole(params), batch, key)
+        return sums.objective
+
+    gradient = hf.flatten(jax.jit(jax.grad(loss))(begun.params, batch))
+    assert gradient.keys() == {adapters.PROMPT}
+    rows_PD = np.asarray(gradient[adapters.PROMPT])
+    assert rows_PD.shape == (2, 16) and np.isfinite(rows_PD).all() and (rows_PD != 0).all()

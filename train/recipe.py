@@ -261,6 +261,11 @@ class Recipe:
             )
         return built
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many stand before every example."""
+        return 0 if self.adapt is None else self.adapt.virtual_tokens
+
     def corpus(self) -> corpus.Corpus:
         """The documents or records of its data."""
         data = self.data

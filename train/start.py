@@ -85,17 +85,13 @@ class Begun:
 
 
 def check(start: Start, adapt: AdapterConfig | None, frozen: Sequence[str]) -> None:
-    """Refuses an adapter of nothing, one that training cannot give its place, and two ways to freeze a base."""
+    """Refuses an adapter of nothing, and two ways to freeze a base."""
     if adapt is None:
         return
     if start.path is None:
         raise errors.BadInput(
             "config.adapt says how a model is adapted, and config.start.path does not say which; "
             "give a run, a bundle or a Hugging Face directory"
-        )
-    if adapt.kind == "prompt":
-        raise errors.BadInput(
-            "config.adapt.kind is 'prompt', which train does not place before its texts; use one of: lora, dora"
         )
     if frozen:
         raise errors.BadInput(
