@@ -124,6 +124,11 @@ def _begin(
             f"request {request.id!r} has a prompt of {len(prompt)} tokens, and the context window of {window} "
             f"{room}; shorten the prompt"
         )
+    if request.settings.prompt_logprobs and lm.virtual_tokens:
+        raise errors.BadInput(
+            f"request {request.id!r} asks for prompt_logprobs, and the prompt begins with {lm.virtual_tokens} virtual "
+            "tokens, which are never predicted; leave them out"
+        )
     if not separate:
         return prompt[:-1], prompt
     if request.settings.prompt_logprobs:
@@ -148,14 +153,16 @@ def _prompt_tokens(lm: LM, request: Request) -> tuple[int, ...]:
 
 
 def _tokens(lm: LM, name: str, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    """A prompt's ids, behind those of the model's soft prompt."""
+    virtual = tuple(lm.config.vocab_size + i for i in range(lm.virtual_tokens))
     if isinstance(prompt, str):
-        return tuple(tokenizer.prompt_ids(lm.tokenizer, prompt))
+        return (*virtual, *tokenizer.prompt_ids(lm.tokenizer, prompt))
     for token in prompt:
         if not 0 <= token < lm.config.vocab_size:
             raise errors.BadInput(
                 f"{name} has token id {token}; this model's are 0 to {lm.config.vocab_size - 1}"
             )
-    return tuple(prompt)
+    return (*virtual, *prompt)
 
 
 def _negative(lm: LM, request: Request, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -199,6 +206,7 @@ def check_helper(name: str, lm: LM, other: LM | None) -> None:
     for what, ours, theirs in (
         ("vocabulary", lm.config.vocab_size, other.config.vocab_size),
         ("tokenizer digest", lm.tokenizer.digest[:12], other.tokenizer.digest[:12]),
+        ("number of virtual tokens", lm.virtual_tokens, other.virtual_tokens),
         ("encoder", *(x.config.family == "encoder_decoder" for x in (lm, other))),
     ):
         if ours != theirs:

@@ -15,7 +15,7 @@ class Request:
 
     Attributes:
         prompt: text, which the model's tokenizer encodes behind its begin-of-text token; or token ids, taken as
-            they are.
+            they are. A model's soft prompt stands before either.
         settings: how to continue it.
         id: names the request, and is part of its random numbers; without one it is its place in the list.
             The number 7 and the text "7" are the same id.

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from model import blocks, checkpoint, errors, hf, sharding, sources, tokenizer, weights
+from model import (
+    adapters,
+    blocks,
+    checkpoint,
+    errors,
+    hf,
+    peft,
+    sharding,
+    sources,
+    tokenizer,
+    weights,
+)
+from model.adapters import AdapterConfig
 from model.config import ModelConfig, Runtime
 from model.decoder_only import DecoderOnly
 from model.encoder_decoder import EncoderDecoder
@@ -55,6 +67,11 @@ class LM:
             )
         return self.tokenizer
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many vectors of a soft prompt stand before every text, under the ids behind the vocabulary."""
+        return adapters.virtual_tokens(self.params)
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the weights, as `checkpoint.tree_digest` takes it."""
@@ -97,6 +114,7 @@ def abstract(config: ModelConfig) -> Any:
 def load(directory: str | pathlib.Path, mesh: Mesh | None = None) -> LM:
     """The model of a run (as of its newest complete checkpoint), of a bundle, or of a Hugging Face directory.
 
+    An adapter's directory, of PEFT, is the model that its `base_model_name_or_path` names, with the adapter merged.
     On a `mesh` every device reads its own part of each parameter and no more.
 
     Raises:
@@ -105,6 +123,11 @@ def load(directory: str | pathlib.Path, mesh: Mesh | None = None) -> LM:
     """
     directory = pathlib.Path(directory)
     kind, groups = sources.read(directory)
+    if kind == "adapter":
+        base = load(groups["base_model_name_or_path"], mesh)
+        described, adapter = peft.read(directory, base.config)
+        params = adapters.merge(base.params, adapter, described)
+        return dataclasses.replace(base, params=params, directory=directory)
     if kind == "run":
         return _load_run(directory, groups, mesh)
     if kind == "bundle":
@@ -122,7 +145,68 @@ def load(directory: str | pathlib.Path, mesh: Mesh | None = None) -> LM:
     return LM(opened.config, hf.nest(leaves), words, build(opened.config), directory)
 
 
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A run's adapter, apart from the model it changes.
+
+    Attributes:
+        base: that model, in the run's form: what it lacks, or has in another shape, the adapter holds whole.
+        config: how the adapter is meant.
+        tree: its parameters, one entry per layer.
+    """
+
+    base: LM
+    config: AdapterConfig
+    tree: Any
+
+
 def _load_run(directory: pathlib.Path, groups: dict[str, Any], mesh: Mesh | None) -> LM:
+    config, words, meta = _checked(directory, groups)
+    net = build(config)
+    if groups.get("adapt") is not None:
+        found = load_adapter(directory, mesh)
+        params = adapters.merge(found.base.params, found.tree, found.config)
+        return LM(config, params, words, net, directory)
+    params = _restored(directory, meta, _boxed(config), mesh)
+    return LM(config, params, words, net, directory)
+
+
+def load_adapter(directory: str | pathlib.Path, mesh: Mesh | None = None) -> Adapted:
+    """What a run has trained beside the model that it started from, and that model.
+
+    Raises:
+        BadInput: when it is no such run, or its base is no longer what it was trained on.
+    """
+    directory = pathlib.Path(directory)
+    kind, groups = sources.read(directory)
+    if kind != "run" or groups.get("adapt") is None:
+        raise errors.BadInput(
+            f"{directory} holds no adapter; give a run of a config with group adapt"
+        )
+    config, words, meta = _checked(directory, groups)
+    described = errors.build(AdapterConfig, groups["adapt"], f"{directory / 'config.json'}: adapt")
+    base = load(groups["start"]["path"], mesh)
+    if base.digest != meta["base"]:
+        raise errors.BadInput(
+            f"{directory} was trained on the weights {meta['base'][:12]} of {groups['start']['path']}, and there are "
+            f"{base.digest[:12]} now; restore them"
+        )
+    boxed = _boxed(config)
+    stacked = jax.eval_shape(blocks.stack_layers, base.params)
+    fresh = adapters.absent(hf.flatten(stacked), hf.flatten(nn.meta.unbox(boxed)))
+    described = adapters.extended(described, fresh)
+    tree = _restored(directory, meta, adapters.boxed(boxed, described), mesh)
+    wanted = hf.flatten(nn.meta.unbox(abstract(config)))
+    held, own = hf.flatten(base.params), hf.flatten(tree)
+    absent = adapters.absent(held, wanted)
+    params = hf.nest({path: (own if path in absent else held)[path] for path in wanted})
+    return Adapted(LM(config, params, words, build(config), base.directory), described, tree)
+
+
+def _checked(
+    directory: pathlib.Path, groups: dict[str, Any]
+) -> tuple[ModelConfig, Tokenizer, dict[str, Any]]:
+    """Config, tokenizer and the newest checkpoint's meta (and `step`) of a run, which belong together."""
     config = errors.build(ModelConfig, groups["model"], f"{directory / 'config.json'}: model")
     step = checkpoint.latest(directory / "checkpoints")
     if step is None:
@@ -144,9 +228,17 @@ def _load_run(directory: pathlib.Path, groups: dict[str, Any], mesh: Mesh | None
                 f"{directory / 'config.json'} has model.{field.name}={here!r}, and the checkpoint of step {step} was "
                 f"trained with {there!r}; restore the file"
             )
-    boxed = jax.eval_shape(
-        functools.partial(init_boxed, build(config, Runtime(scan=True))), key=jax.random.key(0)
-    )
+    return config, words, {**meta, "step": step}
+
+
+def _boxed(config: ModelConfig) -> Any:
+    """Shapes of a run's parameters, with their logical axes, as its checkpoints stack them."""
+    net = build(config, Runtime(scan=True))
+    return jax.eval_shape(functools.partial(init_boxed, net), key=jax.random.key(0))
+
+
+def _restored(directory: pathlib.Path, meta: dict[str, Any], boxed: Any, mesh: Mesh | None) -> Any:
+    """The parameters of a checkpoint, one entry per layer."""
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     plain = nn.meta.unbox(boxed)
     where = sharding.of_tree(boxed, mesh) if mesh else jax.tree.map(lambda leaf: single, plain)
@@ -155,5 +247,5 @@ def _load_run(directory: pathlib.Path, groups: dict[str, Any], mesh: Mesh | None
         plain,
         where,
     )
-    stacked = checkpoint.params_only(directory / "checkpoints", step, laid)
-    return LM(config, blocks.unstack_layers(stacked), words, build(config), directory)
+    stacked = checkpoint.params_only(directory / "checkpoints", meta["step"], laid)
+    return blocks.unstack_layers(stacked)

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 import model
-from model import errors, hf, hf_config, sources, tokenizer, weights
+from model import errors, hf, hf_config, peft, sources, tokenizer, weights
 from model.config import ModelConfig
 from model.hf import Tensor
 from model.sources import Opened
 from model.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
+ADAPTER = "adapter"
 # How transformers reads a BPE model of ours as we do, but for a U+2581 in the text, which it takes for a space.
 AS_LLAMA = {
     "tokenizer_class": "LlamaTokenizer",
@@ -122,6 +123,8 @@ def export(
 ) -> Report:
     """Writes a run or a bundle as a Hugging Face directory, in files of at most `limit` bytes.
 
+    A run that has trained an adapter is written merged, and in the directory's own `adapter` the adapter alone.
+
     Raises:
         BadInput: when no architecture of theirs is such a model, or `out` exists.
     """
@@ -130,7 +133,7 @@ def export(
     if kind == "theirs":
         raise errors.BadInput(f"{source} is a Hugging Face directory already; copy it")
     if kind == "run":
-        return _export_run(source, out, limit, groups.get("tokenizer") or {})
+        return _export_run(source, out, limit, groups)
     start = time.monotonic()
     opened = sources.open_bundle(source, groups)
     sources.check_shapes(opened, model.abstract(opened.config))
@@ -147,8 +150,9 @@ def export(
 
 
 def _export_run(
-    source: pathlib.Path, out: pathlib.Path, limit: int, words: Mapping[str, Any]
+    source: pathlib.Path, out: pathlib.Path, limit: int, groups: Mapping[str, Any]
 ) -> Report:
+    words, adapted = groups.get("tokenizer") or {}, groups.get("adapt") is not None
     start, lm = time.monotonic(), model.load(source)
     architecture = hf_config.holding(lm.config)
     if architecture is None:
@@ -169,8 +173,23 @@ def _export_run(
         bpe = ours and words.get("kind") == "bpe" and words.get("path") is None
         if bpe:
             _write_json(part / "tokenizer_config.json", AS_LLAMA)
+        notes = [] if bpe or not ours else [UNIGRAM]
+        if adapted:
+            notes.append(_write_adapter(source, part / ADAPTER))
     report = _report(start, out, architecture, leaves, names, (), lm.tokenizer)
-    return dataclasses.replace(report, note="" if bpe or not ours else UNIGRAM)
+    return dataclasses.replace(report, note="\n".join(notes))
+
+
+def _write_adapter(source: pathlib.Path, out: pathlib.Path) -> str:
+    """The adapter of a run by itself, as PEFT reads it, if PEFT can hold it; what a person should know of it."""
+    found = model.load_adapter(source)
+    base = str(found.base.directory)
+    try:
+        peft.write(out, found.base.params, found.base.config, found.tree, found.config, base)
+    except errors.BadInput as error:
+        return f"the adapter alone was not written: {error}"
+    missing = "; the exported weights do not have it" if found.config.kind == "prompt" else ""
+    return f"the adapter alone, of {base}, is in {out.name}, for PEFT{missing}"
 
 
 def _returned(opened: Opened, aside: Any) -> Iterator[Tensor]:

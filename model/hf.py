@@ -131,7 +131,7 @@ def resolve(architecture: str, config: ModelConfig, names: Iterable[str]) -> Mat
     found: dict[str, str | None] = {}
     twice, aside, unknown = [], [], []
     for actual in names:
-        options = _spellings(table, actual)
+        options = spellings(table, actual)
         name = next((name for name in options if name in needed and name not in found), None)
         copy = next((copies[name] for name in options if name in copies), None)
         if name:
@@ -170,8 +170,8 @@ def views(
         if not entry.ours:
             _check_zero(actual[0], tensors)
             continue
-        sizes = _sizes(config, entry)
-        parts = [_to_ours(entry, str(name), tensors[name], sizes) for name in actual]  # type: ignore[index]
+        sizes = sizes_of(config, entry)
+        parts = [to_ours(entry, str(name), tensors[name], sizes) for name in actual]  # type: ignore[index]
         found |= dict(zip(entry.ours, parts[0], strict=True))
         if entry.experts:
             found[entry.ours[0]] = Stacked([part[0] for part in parts])
@@ -186,7 +186,7 @@ def outgoing(
     `renamed` gives some of them other names, or None to leave one out that may be.
     """
     for entry in entries(architecture, config):
-        sizes = _sizes(config, entry)
+        sizes = sizes_of(config, entry)
         shape = _shape(entry.their_axes, sizes)
         sources = [leaves[path] for path in entry.ours]
         dtype = (sources[0] if sources else leaves["embedding/weight"]).dtype
@@ -264,7 +264,7 @@ def _tops(table: Architecture) -> set[str]:
     return {row.theirs for row in table.top}
 
 
-def _spellings(table: Architecture, name: str) -> list[str]:
+def spellings(table: Architecture, name: str) -> list[str]:
     """What a tensor may be called in the table: as it is, with the prefix, or without."""
     for old, new in table.aliases:
         name = re.sub(old, new, name)
@@ -309,7 +309,8 @@ def _exists(path: str, c: ModelConfig) -> bool:
     return True
 
 
-def _sizes(config: ModelConfig, entry: Entry) -> dict[str, int]:
+def sizes_of(config: ModelConfig, entry: Entry) -> dict[str, int]:
+    """How long each axis is, by its letter."""
     return {
         "D": config.width,
         "d": config.width,
@@ -328,7 +329,8 @@ def _sizes(config: ModelConfig, entry: Entry) -> dict[str, int]:
     }
 
 
-def _letters(axes: str) -> str:
+def letters_of(axes: str) -> str:
+    """Without parentheses and ones."""
     return axes.translate({ord(sign): None for sign in "()1"})
 
 
@@ -340,13 +342,14 @@ def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     )
 
 
-def _to_ours(entry: Entry, name: str, array: Any, sizes: Mapping[str, int]) -> list[np.ndarray]:
+def to_ours(entry: Entry, name: str, array: Any, sizes: Mapping[str, int]) -> list[np.ndarray]:
+    """One of their tensors as the parameters of ours that it holds."""
     if tuple(array.shape) != _shape(entry.their_axes, sizes):
         raise errors.BadInput(
             f"tensor {name!r} has shape {tuple(array.shape)}; the config asks for "
-            + "×".join(f"{letter}={sizes[letter]}" for letter in _letters(entry.their_axes))
+            + "×".join(f"{letter}={sizes[letter]}" for letter in letters_of(entry.their_axes))
         )
-    letters = _letters(entry.their_axes)
+    letters = letters_of(entry.their_axes)
     array = array.reshape([sizes[letter] for letter in letters])
     array = array.transpose([letters.index(letter) for letter in entry.order])
     return list(array) if entry.parted else [array]
@@ -355,7 +358,7 @@ def _to_ours(entry: Entry, name: str, array: Any, sizes: Mapping[str, int]) -> l
 def _reader(
     entry: Entry, sources: Sequence[Any], sizes: Mapping[str, int], j: int, dtype: Any
 ) -> Callable[[], np.ndarray]:
-    letters = _letters(entry.their_axes)
+    letters = letters_of(entry.their_axes)
     shape = _shape(entry.their_axes, sizes)
 
     def read() -> np.ndarray:

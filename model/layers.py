@@ -83,7 +83,11 @@ def product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 class Embedding(nn.Module):
-    """The table of tokens, or of `types` of tokens."""
+    """The table of tokens, or of `types` of tokens.
+
+    Where the parameters hold a soft prompt beside it, as `prompt/weight` [P, D], the ids behind the vocabulary are its
+    rows: tokens that can be read, and never predicted, because no head knows them.
+    """
 
     config: ModelConfig
     runtime: Runtime
@@ -97,7 +101,11 @@ class Embedding(nn.Module):
         self.weight = self.param("weight", init, (rows, c.width), jnp.float32)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        x_BTD = jnp.take(self.weight, ids_BT, axis=0).astype(self.runtime.dtype)
+        table_VD = self.weight
+        if self.has_variable("params", "prompt"):
+            prompt_PD = self.get_variable("params", "prompt")["weight"]
+            table_VD = jnp.concatenate([table_VD, prompt_PD.astype(table_VD.dtype)])
+        x_BTD = jnp.take(table_VD, ids_BT, axis=0).astype(self.runtime.dtype)
         if self.config.embedding in ("scaled", "scaled_normed"):
             x_BTD *= jnp.asarray(self.config.width**0.5, x_BTD.dtype)
         return x_BTD

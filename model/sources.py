@@ -14,6 +14,7 @@ from model.tokenizer import Tokenizer
 from model.weights import Weights
 
 FORMAT = "ganymede-bundle-1"
+ADAPTER = "adapter_config.json"  # of PEFT
 WANTED = "give a run, a bundle or a Hugging Face directory"
 # Files that say something about a tokenizer and are none.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -46,7 +47,7 @@ class Opened:
 
 
 def read(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:
-    """Which kind a directory is (`run`, `bundle` or `theirs`), and its config.json.
+    """Which kind a directory is (`run`, `bundle`, `theirs` or `adapter`), and its config.json.
 
     Raises:
         BadInput: when it is none of them.
@@ -54,6 +55,8 @@ def read(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:
     path = directory / "config.json"
     if not directory.is_dir():
         raise errors.BadInput(f"there is no directory {directory}; {WANTED}")
+    if not path.is_file() and (directory / ADAPTER).is_file():
+        return "adapter", _adapter(directory / ADAPTER)
     if not path.is_file():
         raise errors.BadInput(f"{directory} holds no model: config.json is missing; {WANTED}")
     groups = files.read_json(path, WANTED)
@@ -70,6 +73,27 @@ def read(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:
     raise errors.BadInput(
         f"{path} has neither a model_type, as Hugging Face's has, nor a model group, as a run's has; {WANTED}"
     )
+
+
+def _adapter(path: pathlib.Path) -> dict[str, Any]:
+    """What PEFT says of an adapter, whose base must lie here."""
+    groups = files.read_json(path, WANTED)
+    base = groups.get("base_model_name_or_path")
+    if not base or not pathlib.Path(base).is_dir():
+        raise errors.BadInput(
+            f"{path} has base_model_name_or_path {base!r}, which is no directory here; set it to the base model's"
+        )
+    return groups
+
+
+def config_of(directory: pathlib.Path) -> ModelConfig:
+    """The config of the model in any such directory; no weight is read."""
+    kind, groups = read(directory)
+    if kind == "adapter":
+        return config_of(pathlib.Path(groups["base_model_name_or_path"]))
+    if kind == "run":
+        return errors.build(ModelConfig, groups["model"], f"{directory / 'config.json'}: model")
+    return (open_bundle if kind == "bundle" else open_theirs)(directory, groups).config
 
 
 def open_theirs(directory: pathlib.Path, said: Mapping[str, Any]) -> Opened:

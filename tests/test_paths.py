@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import model
-from model import blocks, config, errors
+from model import blocks, config, errors, matrices
 from model.config import ModelConfig, Runtime
 from train import paths
 
@@ -55,7 +55,7 @@ def test_the_matrices_of_a_stack_are_those_that_its_logical_axes_describe(family
     names = jax.tree.leaves(paths.by_name(lambda name, _: name, model_tree(family)))
     seen = 0
     for name, box in zip(names, boxes, strict=True):
-        axes, ndim = paths.first(paths.MATRICES, name), len(box.names)
+        axes, ndim = paths.first(matrices.STACK, name), len(box.names)
         is_matrix = name.endswith("weight") and "layers" in box.names
         assert (axes is not None) == is_matrix, name
         if axes is None:

@@ -75,6 +75,7 @@ def held_out(
         source_length=asked.data.source_length,
         overlap=asked.data.overlap,
         name="held out",
+        virtual=asked.virtual_tokens,
     )
 
 

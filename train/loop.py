@@ -39,6 +39,7 @@ from train import (
     prepare,
     recipe,
     rows,
+    start,
     step,
     trace,
     tracker,
@@ -120,16 +121,19 @@ def run(
         net = model.build(config, asked.runtime.runtime)
         transform = flight.guard(optimizer.build(asked.optimizer, train.steps), train.spike)
         key = jax.random.key(asked.seed)
-        abstract = step.abstract_state(net, transform, mesh)
+        initial = jax.random.fold_in(key, INITIALISATION)
+        begun = start.begin(asked.start.path, asked.adapt, net, mesh, before, key=initial)
+        abstract = step.abstract_state(net, transform, mesh, begun.adapt)
         if first:
             state, _ = checkpoints.restore(first, abstract)
             progress.say(f"resuming at step {first} of {train.steps}")
         else:
-            state = step.init_state(
-                net, transform, mesh, key=jax.random.fold_in(key, INITIALISATION)
-            )
+            if begun.params is None:
+                state = step.init_state(net, transform, mesh, key=initial)
+            else:
+                state = step.state_of(begun.params, transform, step.shardings(abstract))
             progress.say(_introduction(config, state, words, prepared, mesh))
-        for note in step.notes(net, mesh):
+        for note in (*begun.notes, *step.notes(net, mesh)):
             progress.say(f"note: {note}")
         train_step = step.make_train_step(
             net,
@@ -139,6 +143,8 @@ def run(
             train.accumulate,
             asked.optimizer.frozen,
             asked.loss,
+            begun.base,
+            begun.adapt,
         )
         train_key = jax.random.fold_in(key, TRAINING)
         eval_step = evaluate.make_eval_step(net, mesh, asked.loss)
@@ -169,11 +175,13 @@ def run(
             told = interrupt.received or time.perf_counter()  # by a peer just now
             if last or _due(number, train.eval_every):
                 with account.pause():
-                    values = _evaluate(eval_step, state, held_out, asked, prepared, mesh)
+                    values = _evaluate(
+                        eval_step, begun.whole(state.weights), held_out, asked, prepared, mesh
+                    )
                     account.evaluated(number, values)
             if asked.decode.prompts and (last or _due(number, train.sample_every)):
                 with account.pause():
-                    params = jax.tree.map(sharding.to_host, state.weights)
+                    params = jax.tree.map(sharding.to_host, begun.whole(state.weights))
                     write = functools.partial(
                         _samples, record, number, asked, config, words, params
                     )
@@ -181,13 +189,14 @@ def run(
             if last or stop or _due(number, train.save_every):
                 with account.pause():
                     record.sync()
-                    checkpoints.save(number, state, {**ready["identity"], **account.meta()})
+                    identity = {**ready["identity"], **begun.identity}
+                    checkpoints.save(number, state, {**identity, **account.meta()})
             if stop:
                 break
         checkpoints.wait()
         progress.stop()
         if last:
-            progress.say(account.summary(state.weights))
+            progress.say(account.summary(begun.whole(state.weights)))
         if stop:
             if not last:
                 seconds = time.perf_counter() - told
@@ -294,7 +303,7 @@ def _check_platform(asked: Recipe) -> None:
 
 def _evaluate(
     eval_step: evaluate.EvalStep,
-    state: TrainState,
+    params: Any,
     held_out: rows.Rows,
     asked: Recipe,
     prepared: data.Prepared,
@@ -304,7 +313,7 @@ def _evaluate(
     batches = data.eval_batches(held_out, size, sharding.rows_here(mesh, size))
     placed = (step.put_batch(batch, mesh, size) for batch in batches)
     valid = prepared.valid
-    return evaluate.evaluate(eval_step, state.weights, placed, valid.bytes, valid.words)
+    return evaluate.evaluate(eval_step, params, placed, valid.bytes, valid.words)
 
 
 def _samples(

@@ -6,7 +6,7 @@ counts layers.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -15,29 +15,12 @@ from model import errors
 
 Rules = Sequence[tuple[str, Any]]
 
-
-class Axes(NamedTuple):
-    """Which axes of a weight are summed over and which are made, counted from the end; the others count matrices."""
-
-    summed: tuple[int, ...]
-    made: tuple[int, ...]
-
-
 # Multiplies weight_decay. As in GPT-2, every matrix and table decays. Names decide, not ranks:
 # stacked layers give a bias a second axis.
 DECAY = (
     (r"(^|/)(bias|scale)$", 0.0),
     (r"(^|/)weight$", 1.0),
 )
-
-# The matrices of a stack, as the einsums of `layers.Dense` use them. Layers, experts and gates each have their own.
-MATRICES = (
-    (r"/(query|key|value)/weight$", Axes((-3,), (-2, -1))),
-    (r"/(attention|cross)/out/weight$", Axes((-3, -2), (-1,))),
-    (r"/(input|recurrent)/weight$", Axes((-3,), (-1,))),
-    (r"/feed_forward/\w+/weight$", Axes((-2,), (-1,))),
-)
-TABLES = ((r"(^|/)weight$", Axes((-2,), (-1,))),)
 
 
 def by_rule(rules: Rules, params: Any, where: str = "") -> Any:

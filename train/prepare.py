@@ -59,6 +59,7 @@ def rows_of(
             source_length=asked.data.source_length,
             seed=asked.seed,
             name=str(number),
+            virtual=asked.virtual_tokens,
         )
         for number, (task, examples) in enumerate(zip(asked.tasks, prepared.train, strict=True))
     ]

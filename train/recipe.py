@@ -17,10 +17,12 @@ from decode import grid
 from decode.requests import Request
 from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
+from model.adapters import AdapterConfig
 from model.config import ModelConfig, Runtime
-from train import corpus, documents, optimizer
+from train import corpus, documents, optimizer, start
 from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
+from train.start import Start
 from train.tasks import Task
 
 # Which keys may differ when a run goes on: first match wins. What these change is how often something is looked at,
@@ -238,6 +240,8 @@ class Recipe:
     runtime: Devices
     decode: Decode
     log: Log = Log()
+    start: Start = Start()
+    adapt: AdapterConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -246,9 +250,9 @@ class Recipe:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The weights of the model over a vocabulary of `vocab_size` pieces, unless the config asks for more."""
-        wanted = self.model.get("vocab_size")
-        sized = {"vocab_size": vocab_size if wanted is None else wanted}
-        values = {"head": self.task.head, **self.model, **sized}
+        given = self.start.fill({"head": self.task.head, **self.model})
+        wanted = given.get("vocab_size")
+        values = {**given, "vocab_size": vocab_size if wanted is None else wanted}
         built = errors.build(ModelConfig, values, "config.model")
         if built.vocab_size < vocab_size:
             raise errors.BadInput(
@@ -256,6 +260,11 @@ class Recipe:
                 "leave it out or raise it"
             )
         return built
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many stand before every example."""
+        return 0 if self.adapt is None else self.adapt.virtual_tokens
 
     def corpus(self) -> corpus.Corpus:
         """The documents or records of its data."""
@@ -295,7 +304,7 @@ class Recipe:
 
 
 def from_config(config: Mapping[str, Any]) -> Recipe:
-    """The recipe of a config: model, task, tokenizer, data, train, optimizer, loss, runtime, decode, log, and the seed.
+    """The recipe of a config: its groups, which are the fields of `Recipe`, and the seed.
 
     A `preset` in `model` stands for the values of that published model, which the group's other keys change.
 
@@ -303,6 +312,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         BadInput: for an unknown key, a wrong type, or values that do not go together.
     """
     groups = {"task": {}, "optimizer": {}, "loss": {}, "runtime": {}, "decode": {}, **config}
+    groups = {name: group for name, group in groups.items() if (name, group) != ("adapt", None)}
     kinds = {
         "task": Task,
         "tokenizer": Tokenizer,
@@ -312,6 +322,8 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         "loss": LossConfig,
         "runtime": Devices,
         "log": Log,
+        "start": Start,
+        "adapt": AdapterConfig,
     }
     for name in ("model", "decode", *kinds):
         if not isinstance(groups.get(name, {}), Mapping):
@@ -321,6 +333,8 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         for name, kind in kinds.items()
         if name in groups
     }
+    if "tokenizer" not in built and "start" in built and built["start"].path is not None:
+        built["tokenizer"] = Tokenizer(path=built["start"].words)
     built["decode"] = _decode(groups["decode"])
     built["model"] = presets.resolve(groups.get("model", {}))
     others = {name: value for name, value in groups.items() if name not in built}
@@ -425,6 +439,7 @@ def _check(recipe: Recipe) -> None:
             f"config.data.overlap is {recipe.data.overlap}; it must be at least 0 and below "
             f"config.data.length={recipe.data.length}"
         )
+    start.check(recipe.start, recipe.adapt, recipe.optimizer.frozen)
     optimizer.schedule(recipe.optimizer, recipe.train.steps)
     optimizer.check_model(recipe.optimizer, provisional)
 

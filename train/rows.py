@@ -182,6 +182,7 @@ def build(
     overlap: int = 0,
     seed: int = 0,
     name: str = "",
+    virtual: int = 0,
 ) -> Rows:
     """The rows of a task for a model.
 
@@ -190,11 +191,17 @@ def build(
         source_length: tokens of its source.
         overlap: of `Packed`.
         seed, name: of the random numbers, which also depend on row and epoch.
+        virtual: tokens of a soft prompt, which stand before every example.
     """
+    if virtual and not task.whole:
+        raise errors.BadInput(
+            f"config.adapt.virtual_tokens is {virtual}, and config.task.kind={task.kind!r} cuts rows from documents, "
+            "before which nothing stands; use a task of records"
+        )
     if task.kind == "causal":
         return Packed(examples.streams["text"], length, overlap)
     if task.whole:
-        return _gathered(task, examples, words, config, length, source_length)
+        return _gathered(task, examples, words, config, length, source_length, virtual)
     if task.next_sentence:
         hide, pieces = _hider(task, words)
         stream = examples.streams["text"]
@@ -222,6 +229,7 @@ def _gathered(
     config: ModelConfig,
     length: int,
     source_length: int,
+    virtual: int,
 ) -> Gathered:
     streams = examples.streams
     two = config.family == "encoder_decoder"
@@ -237,10 +245,30 @@ def _gathered(
             lengths = [np.add(*lengths) - 1]
     else:
         lengths = [streams["text"].lengths - (task.kind == "chat")]
+    if virtual:
+        lengths[0] = lengths[0] + virtual
+        make = functools.partial(_prompted, task.kind, virtual, config.vocab_size, make)
     capacity = (source_length, length) if two else (length,)
     fit = packing.one_each if task.kind == "classify" else packing.first_fit
     bins = fit(np.stack(lengths, axis=1), capacity, too_long=task.too_long)
     return Gathered(examples, bins, make, length, source_length if two else 0)
+
+
+def _prompted(
+    kind: str, virtual: int, vocabulary: int, make: Callable[[Batch], Batch], example: Batch
+) -> Batch:
+    """A row that begins with the ids behind the vocabulary, which are read and never targets."""
+    ids = vocabulary + np.arange(virtual, dtype=np.int32)
+    ahead = {"source": ids, "text": ids, "said": np.zeros_like(ids)}
+    if kind == "tag":  # its labels are those of tokens
+        ahead["labels"] = np.full_like(ids, -1)
+    row = make(
+        {
+            name: np.concatenate([ahead[name], array]) if name in ahead else array
+            for name, array in example.items()
+        }
+    )
+    return {**row, "targets": np.where(row["targets"] >= vocabulary, 0, row["targets"])}
 
 
 def _pair(start: int, example: Batch) -> Batch:

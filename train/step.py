@@ -19,7 +19,8 @@ from flax import struct
 from jax.sharding import Mesh
 
 import model
-from model import errors, heads, sharding
+from model import adapters, errors, heads, sharding
+from model.adapters import AdapterConfig
 from train import flight, losses, paths, transforms
 
 Batch = Mapping[str, jax.Array]
@@ -31,7 +32,7 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
         step: int32, steps taken so far.
-        params: of the network, unboxed.
+        params: of the network, unboxed; of an adapter only those it adds.
         opt_state: of the optax transformation.
     """
 
@@ -46,10 +47,13 @@ class TrainState(struct.PyTreeNode):
 
 
 def abstract_state(
-    net: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+    net: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    adapt: AdapterConfig | None = None,
 ) -> TrainState:
     """Shapes, types and shardings of a state: what a checkpoint is restored into."""
-    boxed = boxed_state(net, optimizer)
+    boxed = boxed_state(net, optimizer, adapt)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.meta.unbox(boxed),
@@ -57,11 +61,15 @@ def abstract_state(
     )
 
 
-def boxed_state(net: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def boxed_state(
+    net: nn.Module, optimizer: optax.GradientTransformation, adapt: AdapterConfig | None = None
+) -> TrainState:
     """Shapes and types of a state, each boxed with its logical axis names; no mesh is needed."""
     key = jax.random.key(0)
     boxed = jax.eval_shape(functools.partial(model.init_boxed, net), key=key)
-    plain = jax.eval_shape(functools.partial(_fresh, net, optimizer), key)
+    if adapt is not None:
+        boxed = adapters.boxed(boxed, adapt)
+    plain = jax.eval_shape(functools.partial(_state, optimizer), nn.meta.unbox(boxed))
     return _boxed_alike(plain, boxed)
 
 
@@ -80,6 +88,11 @@ def init_state(
         out_shardings=shardings(abstract_state(net, optimizer, mesh)),
     )
     return fresh(key)
+
+
+def state_of(params: Any, optimizer: optax.GradientTransformation, where: TrainState) -> TrainState:
+    """A state at step 0 of parameters that are there, each part laid as `where` says."""
+    return jax.jit(functools.partial(_state, optimizer), out_shardings=where)(params)
 
 
 def shardings(state: TrainState) -> TrainState:
@@ -184,11 +197,13 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    base: Any = None,
     *,
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     frozen: Sequence[str] = (),
+    adapt: AdapterConfig | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update by the gradient of the mean loss over all weighted targets of the batch.
 
@@ -200,11 +215,15 @@ def train_step(
         optimizer: turns the gradient into updates.
         accumulate: in how many micro-batches the gradient is computed.
         frozen: regexes of parameters without a gradient; the optimiser leaves the same alone.
+        base: the parameters that those of the state change, if these are an adapter's.
+        adapt: how they do.
     """
     key = jax.random.fold_in(key, state.step)
 
     def loss_of(params: Any, batch: Batch, key: jax.Array) -> losses.Sums:
-        return loss_fn(paths.stopped(frozen, params), batch, key)
+        params = paths.stopped(frozen, params)
+        whole = params if adapt is None else adapters.merge(base, params, adapt)
+        return loss_fn(whole, batch, key)
 
     means, grads = loss_and_gradient(loss_of, state.params, batch, key, accumulate)
     update = optax.with_extra_args_support(optimizer).update
@@ -279,8 +298,10 @@ def make_train_step(
     accumulate: int = 1,
     frozen: Sequence[str] = (),
     loss: losses.LossConfig = losses.LossConfig(),  # noqa: B008  frozen
+    base: Any = None,
+    adapt: AdapterConfig | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step(state, batch, key) -> (state, metrics)`, compiled once; it consumes the state.
+    """`train_step(state, batch, key) -> (state, metrics)`, compiled once; it consumes the state, and no `base`.
 
     The metrics are device arrays that nothing waits for: read them a step late, and a loss that is
     not finite is found then.
@@ -291,18 +312,24 @@ def make_train_step(
         optimizer=optimizer,
         accumulate=accumulate,
         frozen=frozen,
+        adapt=adapt,
     )
+    places = () if adapt is None else (jax.tree.map(lambda leaf: leaf.sharding, base),)
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(state_shardings, sharding.batch(mesh), sharding.replicated(mesh)),
+        in_shardings=(state_shardings, sharding.batch(mesh), sharding.replicated(mesh), *places),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
     )
-    return sharding.on_mesh(jitted, mesh)
+    call = sharding.on_mesh(jitted, mesh)
+    return call if adapt is None else lambda state, batch, key: call(state, batch, key, base)
 
 
 def _fresh(net: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params = model.init(net, key=key)
+    return _state(optimizer, model.init(net, key=key))
+
+
+def _state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
     )

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model import matrices
+from model.matrices import Axes
 from train import paths
-from train.paths import Axes, Rules
+from train.paths import Rules
 
 RMS = 0.2  # of AdamW's updates, as measured by Liu et al. 2025, section 2.2
 
@@ -86,7 +88,7 @@ def muon(
 
     def axes(updates: Any) -> Any:
         return paths.by_name(
-            lambda name, _: optax.contrib.MuonDimensionNumbers(*paths.first(paths.MATRICES, name)),
+            lambda name, _: optax.contrib.MuonDimensionNumbers(*paths.first(matrices.STACK, name)),
             updates,
         )
 
@@ -98,7 +100,7 @@ def muon(
         return update * (RMS * max(sides) ** 0.5)
 
     def kind(name: str, _: Any) -> str:
-        return "matrix" if paths.first(paths.MATRICES, name) else "rest"
+        return "matrix" if paths.first(matrices.STACK, name) else "rest"
 
     orthogonal = optax.contrib.scale_by_muon(
         beta=momentum, nesterov=nesterov, mu_dtype=dtype, weight_dimension_numbers=axes
@@ -227,7 +229,7 @@ def used(weights: Any, state: Any) -> Any:
 
 def _order(name: str, ndim: int) -> tuple[tuple[int, ...], int]:
     """The axes of a parameter, those that count matrices or vectors first, and how many these are."""
-    axes: Axes | None = paths.first((*paths.MATRICES, *paths.TABLES), name)
+    axes: Axes | None = paths.first((*matrices.STACK, *matrices.TABLES), name)
     if axes is None:
         return tuple(range(ndim)), int("layers" in name.split("/"))
     own = tuple(i % ndim for i in (*axes.summed, *axes.made))
@@ -238,7 +240,7 @@ def _order(name: str, ndim: int) -> tuple[tuple[int, ...], int]:
 def _apart(leaf: jax.Array, name: str) -> jax.Array:
     """A parameter as [matrices, summed, made] or [vectors, size]."""
     order, count = _order(name, leaf.ndim)
-    axes = paths.first((*paths.MATRICES, *paths.TABLES), name)
+    axes = paths.first((*matrices.STACK, *matrices.TABLES), name)
     rows = [math.prod(leaf.shape[i] for i in axes.summed)] if axes else []
     many = math.prod(leaf.shape[i] for i in order[:count])
     return leaf.transpose(order).reshape(many, *rows, -1)
