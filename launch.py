@@ -37,6 +37,7 @@ _WORKDIR = flags.DEFINE_string(
 _FROM = flags.DEFINE_string("from", None, "the model: a run, a bundle, or a Hugging Face directory")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "a prompt, or - for standard input; repeatable")
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSON lines with prompts; - is standard input")
+_RAW = flags.DEFINE_bool("raw", False, "prompts as they are, not in the template of the run's task")
 _SEED = flags.DEFINE_integer("seed", None, "the root of all randomness in decoding, by default 0")
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -105,10 +106,12 @@ def decode_verb(overrides: Sequence[str]) -> int:
     source, given = _directory("from"), options.values(_given())
     lm, seed = model.load(source), _SEED.value
     draft, amateur = _helpers()
-    named = prompts.asked(_PROMPT.value, _PROMPTS.value, given, lm.tokenizer)
+    frame = None if _RAW.value or lm.tokenizer is None else recipe.frame_of(source, lm.tokenizer)
+    named = prompts.asked(_PROMPT.value, _PROMPTS.value, given, lm.tokenizer, frame)
     if not named:
-        asked = (recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)).decode
-        named, seed = asked.requests(given), asked.seed if seed is None else seed
+        asked = recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)
+        named = [(name, request) for name, _, request in asked.requests(lm.words, given)]
+        seed = asked.decode.seed if seed is None else seed
     for note in rules.notes(lm, [request.settings for _, request in named]):
         print(f"note: {note}", file=sys.stderr)
     others: dict[str, Any] = dict(draft=draft, amateur=amateur, batch_size=_ROWS.value)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from decode.requests import Request
@@ -12,7 +12,9 @@ from decode.settings import Settings
 from model import errors
 from model.tokenizer import Tokenizer
 
-FIELDS = ("prompt", "messages", "id", "settings", "reference")
+FIELDS = ("prompt", "messages", "fields", "id", "settings", "reference")
+WAYS = ("prompt", "messages", "fields")
+Frame = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Line:
 
     Attributes:
         where: file and line, for messages.
-        prompt: text or token ids; those of a conversation where the line has messages.
+        prompt: text or token ids; those of a conversation where the line has messages, and what a template makes of
+            fields where it has these.
         id: if it has one.
         settings: those that the line gives.
         references: texts that a good completion would resemble.
@@ -39,6 +42,7 @@ def asked(
     path: str | None,
     given: Mapping[str, Any],
     words: Tokenizer | None = None,
+    frame: Frame | None = None,
 ) -> list[tuple[str, Request]]:
     """The requests of a command line, each with the name of its settings, which is empty: they have none.
 
@@ -47,14 +51,16 @@ def asked(
         path: of JSON lines; `-` is standard input.
         given: settings, for prompts that bring none of their own.
         words: the tokenizer, whose chat template lines with messages need.
+        frame: what a model's task makes of a text, or of named fields: the prompt as it was trained to read one.
     """
     if texts and path:
         raise errors.BadInput("--prompt and --prompts are both given; give one of them")
     if path:
-        return [("", request) for request in read(path, given, words)]
+        return [("", request(line, given)) for line in read_lines(path, words, frame)]
     settings = errors.build(Settings, given, "settings")
     prompts = [sys.stdin.read() if text == "-" else text for text in texts or ()]
-    return [("", Request(prompt, settings, place)) for place, prompt in enumerate(prompts)]
+    framed = [frame(prompt) if frame else prompt for prompt in prompts]
+    return [("", Request(prompt, settings, place)) for place, prompt in enumerate(framed)]
 
 
 def read(path: str, defaults: Mapping[str, Any], words: Tokenizer | None = None) -> list[Request]:
@@ -62,10 +68,10 @@ def read(path: str, defaults: Mapping[str, Any], words: Tokenizer | None = None)
     return [request(line, defaults) for line in read_lines(path, words)]
 
 
-def read_lines(path: str, words: Tokenizer | None = None) -> list[Line]:
+def read_lines(path: str, words: Tokenizer | None = None, frame: Frame | None = None) -> list[Line]:
     """What the lines of a file say, or of standard input for `-`."""
     with _opened(path) as texts:
-        return lines(texts, "standard input" if path == "-" else path, words)
+        return lines(texts, "standard input" if path == "-" else path, words, frame)
 
 
 def parse(
@@ -83,14 +89,19 @@ def parse(
     return [request(line, defaults) for line in lines(texts, where, words)]
 
 
-def lines(texts: Iterable[str], where: str, words: Tokenizer | None = None) -> list[Line]:
+def lines(
+    texts: Iterable[str],
+    where: str,
+    words: Tokenizer | None = None,
+    frame: Frame | None = None,
+) -> list[Line]:
     """What the lines say, before it becomes requests; a `reference` is a text or a list of texts."""
     found: list[Line] = []
     places: dict[str, int] = {}
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
-        line = _line(text, f"{where} line {number}", words)
+        line = _line(text, f"{where} line {number}", words, frame)
         if line.id is not None and (first := places.setdefault(str(line.id), number)) != number:
             raise errors.BadInput(
                 f"{line.where} has id {line.id!r}, as line {first} has; give each request its own"
@@ -113,12 +124,12 @@ def request(line: Line, defaults: Mapping[str, Any]) -> Request:
         raise errors.BadInput(f"{line.where}: {error}") from error
 
 
-def _line(text: str, where: str, words: Tokenizer | None) -> Line:
+def _line(text: str, where: str, words: Tokenizer | None, frame: Frame | None) -> Line:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise errors.BadInput(f"{where} is not JSON ({error}); correct or remove it") from error
-    if not isinstance(values, dict) or not {"prompt", "messages"} & values.keys():
+    if not isinstance(values, dict) or not values.keys() & WAYS:
         raise errors.BadInput(
             f'{where} is {text.strip()[:60]!r}; it must be an object with a "prompt"'
         )
@@ -127,15 +138,35 @@ def _line(text: str, where: str, words: Tokenizer | None) -> Line:
             raise errors.BadInput(
                 f"{where} has no field {key!r}{errors.nearest(key, FIELDS)}; known: {', '.join(FIELDS)}"
             )
-    if {"prompt", "messages"} <= values.keys():
-        raise errors.BadInput(f"{where} has a prompt and messages; give one of them")
+    ways = [way for way in WAYS if way in values]
+    if len(ways) > 1:
+        a = {"prompt": "a prompt"}
+        told = " and ".join(a.get(way, way) for way in ways)
+        raise errors.BadInput(f"{where} has {told}; give one of them")
     settings = values.get("settings", {})
     if not isinstance(settings, dict):
         raise errors.BadInput(
             f"{where} has settings {settings!r}; they must be an object of names and values"
         )
-    prompt = values["prompt"] if "prompt" in values else _said(values["messages"], where, words)
+    if "messages" in values:
+        prompt = _said(values["messages"], where, words)
+    else:
+        prompt = _framed(values[ways[0]], where, frame)
     return Line(where, prompt, values.get("id"), settings, _references(values, where))
+
+
+def _framed(prompt: Any, where: str, frame: Frame | None) -> Any:
+    """A text or fields as the model reads them; token ids are taken as they are."""
+    if isinstance(prompt, dict) and frame is None:
+        raise errors.BadInput(
+            f"{where} has fields, and this model has no task whose template they could fill; give a prompt"
+        )
+    if frame is None or not isinstance(prompt, str | dict):
+        return prompt
+    try:
+        return frame(prompt)
+    except errors.BadInput as error:
+        raise errors.BadInput(f"{where}: {error}") from error
 
 
 def _said(messages: Any, where: str, words: Tokenizer | None) -> list[int]:

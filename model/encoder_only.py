@@ -86,5 +86,6 @@ class EncoderOnly(nn.Module):
         if kind == "none":
             return x_BTD
         if kind == "lm":
-            return self.output(self.transform(x_BTD), self.embedding.weight)
+            table_VD = self.embedding.weight if self.config.tied else None
+            return self.output(self.transform(x_BTD), table_VD)
         return self.classifier(x_BTD, mask, train)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model import attention, layers
-from model.config import ModelConfig, Runtime
+from model.config import GATED, ModelConfig, Runtime
 
 
 class Output(nn.Module):
@@ -55,7 +55,8 @@ class Transform(nn.Module):
         dense = layers.Dense(
             "BTD,DF->BTF", (c.width, c.width), ("embed", "mlp"), True, dtype, name="dense"
         )
-        h_BTF = layers.ACTIVATIONS[c.activation](dense(x_BTD))
+        kind = GATED.get(c.activation, c.activation)  # without the gate
+        h_BTF = layers.ACTIVATIONS[kind](dense(x_BTD))
         return layers.Norm(c, dtype, name="norm")(h_BTF)
 
 

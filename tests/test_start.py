@@ -188,7 +188,7 @@ def test_a_start_takes_every_weight_that_fits_and_names_those_that_begin_afresh(
         ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has '"),
         ({"adapt": LORA, "start": {}}, r"^config.adapt says how a model is adapted, and config.start.path does not sa"),
         ({"adapt": LORA, "optimizer": {"frozen": ["norm"]}}, r"^config.optimizer.frozen is \['norm'\], and config.ada"),
-        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.virtual_tokens is 3, and config.task.kind="),
+        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.virtual_tokens is 3, and config.task.kind"),
         ({"adapt": LORA | {"targets": ["qurey"]}}, r"^adapt.targets: rule 'qurey' is found in no parameter; the near"),
         ({"start": {"path": "nowhere"}}, r"^there is no directory nowhere; give a run, a bundle or a Hugging Face dir"),
     ],

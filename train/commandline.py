@@ -22,6 +22,7 @@ READS: dict[str, tuple[str, ...]] = {
         "config",
         "prompt",
         "prompts",
+        "raw",
         "seed",
         "draft",
         "amateur",

@@ -63,6 +63,14 @@ class Corpus:
         """All that a source holds."""
         return documents.records(source) if self.whole else documents.read(source)
 
+    def place(self, item: Any) -> str:
+        """The file and line of a record, or the source of a document."""
+        for source in (*self.train, *self.valid):
+            for place, record in documents.located(source):
+                if item in (record, record.get(source.field)):
+                    return place
+        return "a document"
+
     def train_documents(self, index: int) -> Iterator[Any]:
         """The training documents of source `index`, in the order of the source."""
         fates = self._survey.fates[index]

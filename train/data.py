@@ -198,7 +198,7 @@ def _write(
     for (name, split), task in zip(items, chosen, strict=True):
         with streams.Writer(directory / name, tokenizer.vocab_size) as writer:
             for chunk, size in _chunks(split):
-                writer.add(task.encode(chunk, tokenizer), map(task.measure, chunk))
+                writer.add(_encoded(task, chunk, tokenizer, corpus), map(task.measure, chunk))
                 done += size
                 progress(done, total)
             splits[name] = writer.complete()
@@ -210,6 +210,21 @@ def _write(
         "report": report,
     }
     streams.write_json(directory / "meta.json", meta)
+
+
+def _encoded(
+    task: Task, chunk: list[Item], tokenizer: Tokenizer, corpus: Corpus
+) -> list[dict[str, list[int]]]:
+    """The examples of some items; where one of them cannot be one, the message says where it stands."""
+    try:
+        return task.encode(chunk, tokenizer)
+    except errors.BadInput:
+        for item in chunk:
+            try:
+                task.encode([item], tokenizer)
+            except errors.BadInput as error:
+                raise errors.BadInput(f"{corpus.place(item)}: {error}") from error
+        raise
 
 
 def _stack(rows: Sequence[Batch]) -> Batch:

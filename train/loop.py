@@ -328,10 +328,10 @@ def _samples(
     lm = model.LM(
         config, jax.device_put(blocks.unstack_layers(host_params)), words, model.build(config)
     )
-    named = asked.decode.requests()
-    prompts = {request.id: (name, str(request.prompt)) for name, request in named}
+    named = asked.requests(words)
+    prompts = {request.id: (name, prompt) for name, prompt, request in named}
     texts: dict[str, list[tuple[str, str]]] = {name: [] for name in asked.decode.settings}
-    for done in decode.generate(lm, [request for _, request in named], seed=asked.decode.seed):
+    for done in decode.generate(lm, [request for _, _, request in named], seed=asked.decode.seed):
         name, prompt = prompts[done.id]
         texts[name].append((prompt, done.text))
     record.samples(number, texts)

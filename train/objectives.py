@@ -38,24 +38,25 @@ def causal(text: np.ndarray, weights: np.ndarray | None = None) -> Example:
     }
 
 
-def prefix(text: np.ndarray, rng: np.random.Generator) -> Example:
-    """A prefix LM (Raffel et al. 2020, section 3.2.1): before a random place all see all, behind it is predicted.
+def prefix(segments: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Example:
+    """Prefix LM (Raffel et al. 2020, section 3.2.1): before a random place all see all, behind it tokens are predicted.
 
-    The prefix has from 1 to all but one of the tokens, each length equally likely. For the text `a b c d` and a prefix
-    of two:
+    The prefix is of equal length in each document of a row, from 1 to all tokens of the longest, whose last predicts
+    its end; documents that it covers are only read. For a document of four tokens, the next of two, and a prefix of two:
 
-        tokens   a b c
-        targets  b c d
-        prefix   1 1 0
-        weights  0 1 1
+        segments  1 1 1 1 2 2
+        prefix    1 1 0 0 0 0    as many ones as tokens of each document
+        weights   0 1 1 0 0 1
     """
-    if len(text) < 2:
-        raise errors.BadInput(
-            f"a text of {len(text)} tokens cannot be split; a prefix LM needs at least 2"
-        )
-    split = int(rng.integers(1, len(text)))
-    places = np.arange(len(text))
-    return causal(text, places >= split) | {"prefix": _ids(places[:-1] < split)}
+    place = np.arange(len(segments))
+    first = np.maximum.accumulate(np.where(np.diff(segments, prepend=0) != 0, place, 0))
+    within = np.where(segments > 0, place - first, 0)
+    split = int(rng.integers(1, 2 + within.max(initial=0)))
+    seen = place - first < split - 1  # the last token of the prefix predicts the first behind it
+    return {
+        "weights": np.where(seen, np.float32(0), weights).astype(np.float32),
+        "prefix": _ids(place < split),
+    }
 
 
 def continuation(source: np.ndarray, target: np.ndarray) -> Example:

@@ -113,7 +113,9 @@ def _tokenizer(
 def _check_prompts(asked: Recipe, words: Tokenizer, config: ModelConfig) -> None:
     """Refuses prompts that sampling would refuse, before hours have gone into training."""
     for prompt in asked.decode.prompts:
-        tokens = len(tokenizer.prompt_ids(words, prompt))
+        framed = asked.task.framed(prompt, words)
+        ids = tokenizer.prompt_ids(words, framed) if isinstance(framed, str) else framed
+        tokens = len(ids)
         if not 1 < tokens < config.context_length:
             raise errors.BadInput(
                 f"config.decode.prompts has {prompt!r}, of {tokens} tokens with the first; it must have at least 2 and "

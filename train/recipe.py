@@ -5,12 +5,13 @@ same. `from_config` reads the groups of a config file and `to_json` writes them 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from decode import grid
@@ -35,6 +36,7 @@ CHANGEABLE = (
     r"^decode(\.|$)",
     r"^log(\.|$)",
 )
+Words = tokenizer.Tokenizer  # what a group of the recipe has the name of
 BAD_STEPS = ("stop", "skip")
 # Which others may when a person says so: from there on it is another run than the config's alone, and `ledger.jsonl`
 # says from which step, but the same parameters and optimizer state still mean something.
@@ -284,6 +286,16 @@ class Recipe:
             whole=self.task.whole,
         )
 
+    def requests(
+        self, words: Words, changed: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, str, Request]]:
+        """Every prompt under every settings: names of the settings, the prompts as they stand, and the requests."""
+        return [
+            (name, str(request.prompt), dataclasses.replace(request, prompt=framed))
+            for name, request in self.decode.requests(changed)
+            for framed in [self.task.framed(str(request.prompt), words)]
+        ]
+
     @property
     def tasks(self) -> list[Task]:
         """The task of each source of training: the recipe's, with what the source says otherwise."""
@@ -352,6 +364,14 @@ def of_run(directory: str | os.PathLike[str]) -> Recipe:
             "decode, or give a directory that train has written"
         )
     return from_config(groups)
+
+
+def frame_of(directory: pathlib.Path, words: Words) -> Callable[[Any], str | list[int]] | None:
+    """What a run's task makes of a prompt; None where there is no run, or it learnt from documents."""
+    if not (directory / "config.json").is_file() or sources.read(directory)[0] != "run":
+        return None
+    task = of_run(directory).task
+    return functools.partial(task.framed, words=words) if task.whole else None
 
 
 def to_json(recipe: Recipe, model: ModelConfig) -> str:

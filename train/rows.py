@@ -347,24 +347,7 @@ def _inner(text: np.ndarray, words: Tokenizer) -> np.ndarray:
 
 
 def _prefixed(row: Batch, rng: np.random.Generator) -> Batch:
-    """A row whose documents' first tokens, as many in each, are seen both ways and not predicted.
-
-    As many at most as the longest of its documents has. For documents of three and two tokens and a prefix of two:
-
-        segments  1 1 1 2 2
-        prefix    1 1 0 0 0   as many ones as tokens of each document
-        weights   0 1 1 0 1
-    """
-    segments, place = row["segments"], np.arange(len(row["tokens"]))
-    first = np.maximum.accumulate(np.where(np.diff(segments, prepend=0) != 0, place, 0))
-    within = place - first
-    split = int(rng.integers(1, max(2, 1 + within[segments > 0].max(initial=0))))
-    seen = within < split - 1  # the last of the prefix predicts the first behind it
-    return {
-        **row,
-        "weights": np.where(seen, np.float32(0), row["weights"]),
-        "prefix": (place < split).astype(np.int32),
-    }
+    return {**row, **objectives.prefix(row["segments"], row["weights"], rng)}
 
 
 def _masked(hide: Callable[..., Batch], row: Batch, rng: np.random.Generator) -> Batch:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 
-from model import chat, errors, tokenizer
+from model import chat, errors
 from model.config import RECURRENT, ModelConfig
 from model.tokenizer import Tokenizer
 from train import packing
@@ -147,11 +148,27 @@ class Task:
                 "config.model.head out"
             )
 
-    def prompt(self, record: Item) -> str:
-        """What is read of a record."""
-        if isinstance(record, str):
-            return record
-        return fill(self.source, record)
+    def framed(self, prompt: Item, words: Tokenizer) -> str | list[int]:
+        """A prompt as the model has learnt to read one: text for the tokenizer to frame, or ids as they are.
+
+        A mere text stands for the one field that the template names, or for what the user says.
+        """
+        if self.kind == "chat":
+            messages = [{"role": "user", "content": prompt}]
+            if not isinstance(prompt, str):
+                messages = _field(prompt, "messages", list)
+            return words.encode(words.chat(messages), special=True)
+        if not self.whole or self.kind == "tag":
+            return prompt if isinstance(prompt, str) else str(_field(prompt, "text", str))
+        if isinstance(prompt, str):
+            names = sorted(_names(self.source))
+            if len(names) != 1:
+                raise errors.BadInput(
+                    f"the template {self.source!r} of this task has the fields {', '.join(names) or 'none'}, and a "
+                    'mere text fills one; give them by --prompts, in lines such as {"fields": {"text": "..."}}'
+                )
+            prompt = {names[0]: prompt}
+        return fill(self.source, prompt)
 
     def texts(self, item: Item) -> list[str]:
         """All text that ids are made of: what a tokenizer is trained on."""
@@ -197,17 +214,24 @@ def fill(template: str, record: Item) -> str:
         ) from error
 
 
+_ENVIRONMENT = jinja2.Environment(
+    undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
+)
+
+
 @functools.cache
 def _template(text: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
-    )
     try:
-        return environment.from_string(text)
+        return _ENVIRONMENT.from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise errors.BadInput(
             f"template {text!r} cannot be read: {error.message}; correct it"
         ) from error
+
+
+def _names(template: str) -> set[str]:
+    """The fields that a template asks for."""
+    return meta.find_undeclared_variables(_ENVIRONMENT.parse(template))
 
 
 def _named(template: str) -> str:
@@ -358,8 +382,3 @@ def special_ids(words: Tokenizer, names: Sequence[str]) -> list[int]:
             )
         ids += found
     return ids
-
-
-def prompt_ids(task: Task, item: Item, words: Tokenizer) -> list[int]:
-    """What is read of an item, framed as decoding frames a prompt."""
-    return tokenizer.prompt_ids(words, task.prompt(item))
