@@ -1,5 +1,6 @@
 """Are neighbours, analogies, rho and the axes of an embedding space what trying everything gives?"""
 
+import itertools
 import re
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_analogies_count_what_is_right_and_what_is_out_of_the_vocabulary(monkeyp
     }  # fmt: skip
 
 
+def test_what_analogies_take_for_right_is_what_an_analogy_answers():
+    """Of any three words, also where b - a + c is nearest to one of them."""
+    found, words = space("out"), ("king", "queen", "man", "woman", "the", "moon")
+    right, wrong = [], []
+    for a, b, c in itertools.permutations(words, 3):
+        best = embeddings.analogy(found, a, b, c)["pieces"][0]
+        if best.startswith("▁") and best[1:] in words:
+            right.append((a, b, c, best[1:]))
+            wrong += [(a, b, c, word) for word in words if word != best[1:]]
+    scores = embeddings.analogies(found, {"right": right, "wrong": wrong})
+    assert scores["right"]["right"] == len(right) > 10 and scores["wrong"]["right"] == 0
+
+
 def test_similarity_is_spearmans_rho_over_the_pairs_it_knows():
     pairs = [
         ("king", "queen", 9.0), ("man", "woman", 8.5), ("the", "moon", 1.0), ("king", "moonlight", 1.0),
@@ -170,11 +184,19 @@ def test_the_most_frequent_words_are_letters_behind_a_blank():
     assert embeddings.frequent(Words(), 4, counts) == [6, 5, 4, 3]  # type: ignore[arg-type]
 
 
+def test_a_vocabulary_without_words_has_its_characters_mapped(monkeypatch):
+    monkeypatch.setattr(Words, "raw", lambda self, token: b"abcdefghi. "[token : token + 1])
+    assert embeddings.frequent(Words(), 99) == list(range(11))  # type: ignore[arg-type]
+
+
 def test_tokens_are_counted_over_the_training_texts_of_a_run(tmp_path, monkeypatch):
     assert embeddings.token_counts(tmp_path) is None
     for i, ids in enumerate([[1, 1, 5, 5, 5], [2, 1, 7, 7, 7]]):
         (tmp_path / f"data/x/train-{i}").mkdir(parents=True)
-        np.save(tmp_path / f"data/x/train-{i}/tokens.npy", np.array(ids, np.uint16))
+        np.save(
+            tmp_path / f"data/x/train-{i}/{('text', 'target')[i]}.npy", np.array(ids, np.uint16)
+        )
+        np.save(tmp_path / f"data/x/train-{i}/text-offsets.npy", np.array([0, 9]))
     monkeypatch.setattr(embeddings, "COUNTED", 4)
     assert embeddings.token_counts(tmp_path).tolist() == [0, 3, 1, 0, 0, 2, 0, 2]
 

@@ -46,7 +46,8 @@ def lm() -> model.LM:
 
 
 def drawn(lm, tmp_path, words=None, counts_V=None):
-    pictures = report.embedding_space(lm, tmp_path, words, counts_V)
+    pictures, numbers = scatter.embedding_space(lm, tmp_path, words, counts_V)
+    report.neighbours_table(numbers)
     return {p.stem: json.loads(p.with_suffix(".json").read_text("utf-8")) for p in pictures}
 
 
@@ -58,7 +59,7 @@ def test_by_default_the_words_of_the_vocabulary_are_mapped(lm, tmp_path, capsys)
         found = numbers[f"embeddings_{dimensions}d"]
         assert found["pieces"] == words and found["order"] == "the first of the vocabulary"
         assert {len(point) for point in found["points"]} == {dimensions}
-    assert len(numbers["neighbours"]["words"]) == report.ASKED
+    assert len(numbers["neighbours"]["words"]) == scatter.ASKED
     said = capsys.readouterr().out
     for panel in numbers["neighbours"]["words"]:
         assert f"{panel['pieces'][0]} {panel['cosines'][0]:.2f}" in said

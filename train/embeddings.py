@@ -5,6 +5,7 @@ A word is spelled as it stands within a text. One of several pieces is their mea
 """
 
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from model.tokenizer import Tokenizer
 
 SEVERAL = ("mean", "out")  # what a word of several pieces is
 NEAREST = 8  # neighbours that are shown of a word
+FEW = 5  # words that are too few for a map
 COUNTED = 10_000_000  # tokens that say which are frequent
 BLOCK = 256  # questions that are compared with all rows at once
 Question = tuple[str, str, str, str]
@@ -173,12 +175,15 @@ def projection(space: Space, rows: Sequence[int], dimensions: int = 2) -> dict[s
 def frequent(words: Tokenizer, count: int, counts_V: np.ndarray | None = None) -> list[int]:
     """The tokens that are words, at least two letters, most frequent first.
 
-    Where the vocabulary tells the beginnings of words by a blank, only these are words. Without counts they come in
-    the order of the vocabulary, in which BPE and unigram put what is frequent first.
+    Where the vocabulary tells the beginnings of words by a blank, only these are words; where it has next to none, as
+    one of characters, every token with a text is taken. Without counts they come in the order of the vocabulary, in
+    which BPE and unigram put what is frequent first.
     """
     texts = [words.raw(i).decode(errors="replace") for i in range(words.vocab_size)]
-    found = [i for i, text in enumerate(texts) if len(text.strip()) > 1 and text.strip().isalpha()]
-    found = [i for i in found if texts[i].startswith(" ")] or found
+    every = [i for i, text in enumerate(texts) if text]
+    letters = [i for i in every if len(texts[i].strip()) > 1 and texts[i].strip().isalpha()]
+    begun = [i for i in letters if texts[i].startswith(" ")]
+    found = next((tier for tier in (begun, letters) if len(tier) >= FEW), every)
     if counts_V is not None:
         counts = np.zeros(words.vocab_size, int)
         counts[: len(counts_V)] = counts_V[: words.vocab_size]
@@ -189,7 +194,8 @@ def frequent(words: Tokenizer, count: int, counts_V: np.ndarray | None = None) -
 def token_counts(directory: pathlib.Path) -> np.ndarray | None:
     """How often each token is in the beginning of a run's prepared training text; None where there is none."""
     total = None
-    for path in sorted(directory.glob("data/*/train-*/tokens.npy")):
+    paths = [directory.glob(f"data/*/train-*/{name}.npy") for name in ("text", "source", "target")]
+    for path in sorted(itertools.chain.from_iterable(paths)):
         counts_V = np.bincount(np.load(path, mmap_mode="r")[:COUNTED])
         size = max(len(counts_V), 0 if total is None else len(total))
         counts_V = np.pad(counts_V, (0, size - len(counts_V)))

@@ -32,8 +32,6 @@ PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
 CELLS = 100  # attention weights on a side of one figure; a model with more gets a figure per layer
 LONGEST = 64  # tokens that an attention map can label readably
-ASKED = 8  # words whose neighbours are shown if nobody asks for others
-MAPPED = 150  # words on a map of the embedding space
 CANDIDATES = 15  # tokens that a next-token panel shows
 LONGEST_PROMPT = 300  # letters of a prompt that the table of completions repeats
 _filter = jax.jit(processors.PRESETS["hf"])
@@ -63,7 +61,11 @@ def run(
         )
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
-    for picture in embedding_space(lm, place, words, embeddings.token_counts(directory)):
+    pictures, numbers = scatter.embedding_space(
+        lm, place, words, embeddings.token_counts(directory)
+    )
+    neighbours_table(numbers)
+    for picture in pictures:
         print(f"embedding space: {picture}")
     prompts = (prompts or PROMPTS) if predicts else ()
     for i, prompt in enumerate(prompts, start=1):
@@ -138,40 +140,6 @@ def next_token(
         "panels": [panel(title, logits_V, each, shown) for title, each in strategies(settings)],
     }
     return figures.write(figures.next_token, numbers, pathlib.Path(directory) / name)
-
-
-def embedding_space(
-    lm: model.LM,
-    directory: pathlib.Path,
-    words: Sequence[str] | None = None,
-    counts_V: np.ndarray | None = None,
-) -> list[pathlib.Path]:
-    """Prints the nearest neighbours of words, and draws them, and the words on two and on three axes.
-
-    Without `words` the most frequent are taken: by `counts_V`, or else by their order in the vocabulary.
-    """
-    table_VD = np.asarray(lm.params["embedding"]["weight"], np.float32)
-    space = embeddings.space(table_VD, lm.words, words or ())
-    order = "as given"
-    if not words:
-        order = "the most frequent" if counts_V is not None else "the first of the vocabulary"
-        tokens = embeddings.frequent(lm.words, MAPPED, counts_V)
-        names = [space.names[token] for token in tokens]
-        space = dataclasses.replace(space, rows=dict(zip(names, tokens, strict=True)))
-    long = [name for name in space.rows if len(name) > 4] or list(space.rows)
-    shown = list(words or long[:: max(1, len(long) // ASKED)][:ASKED])
-    numbers = embeddings.neighbours(space, shown)
-    pictures = []
-    if shown:
-        neighbours_table(numbers)
-        pictures.append(figures.write(scatter.neighbours, numbers, directory / "neighbours"))
-    for dimensions in (2, 3):
-        if len(space.rows) > dimensions:
-            rows = list(space.rows.values())
-            numbers = embeddings.projection(space, rows, dimensions) | {"order": order}
-            stem = directory / f"embeddings_{dimensions}d"
-            pictures.append(figures.write(scatter.projection, numbers, stem))
-    return pictures
 
 
 def neighbours_table(numbers: Mapping[str, Any], console: Console | None = None) -> None:

@@ -3,6 +3,8 @@
 Each function takes what train/embeddings.py gives, and what the JSON beside the picture holds.
 """
 
+import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +15,45 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from mpl_toolkits.mplot3d import proj3d  # type: ignore[import-untyped]
 
-from train import figures
+import model
+from train import embeddings, figures
 
+ASKED = 8  # words whose neighbours are shown if nobody asks for others
+MAPPED = 150  # words on a map
 SIZE = 8  # points, of the names beside dots
 BLANKS = "\u2581\u0120 "  # how a piece begins a word
+
+
+def embedding_space(
+    lm: model.LM,
+    directory: pathlib.Path,
+    words: Sequence[str] | None = None,
+    counts_V: np.ndarray | None = None,
+) -> tuple[list[pathlib.Path], dict[str, Any]]:
+    """Draws the nearest neighbours of words, and the words on two and on three axes where there are enough.
+
+    Without `words` the most frequent are taken: by `counts_V`, or else by their order in the vocabulary. Returns the
+    pictures and the numbers of the neighbours.
+    """
+    table_VD = np.asarray(lm.params["embedding"]["weight"], np.float32)
+    space = embeddings.space(table_VD, lm.words, words or ())
+    order = "as given"
+    if not words:
+        order = "the most frequent" if counts_V is not None else "the first of the vocabulary"
+        tokens = embeddings.frequent(lm.words, MAPPED, counts_V)
+        names = [space.names[token] for token in tokens]
+        space = dataclasses.replace(space, rows=dict(zip(names, tokens, strict=True)))
+    long = [name for name in space.rows if len(name) > 4] or list(space.rows)
+    shown = list(words or long[:: max(1, len(long) // ASKED)][:ASKED])
+    found = embeddings.neighbours(space, shown)
+    pictures = [figures.write(neighbours, found, directory / "neighbours")] if shown else []
+    for dimensions in (2, 3):
+        if len(space.rows) > dimensions:
+            rows = list(space.rows.values())
+            numbers = embeddings.projection(space, rows, dimensions) | {"order": order}
+            stem = directory / f"embeddings_{dimensions}d"
+            pictures.append(figures.write(projection, numbers, stem))
+    return pictures, found
 
 
 def neighbours(numbers: Mapping[str, Any]) -> Figure:
