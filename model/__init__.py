@@ -193,12 +193,13 @@ def load_adapter(directory: str | pathlib.Path, mesh: Mesh | None = None) -> Ada
         )
     boxed = _boxed(config)
     stacked = jax.eval_shape(blocks.stack_layers, base.params)
-    fresh = adapters.absent(hf.flatten(stacked), hf.flatten(nn.meta.unbox(boxed)))
+    both = base.config.head, config.head
+    fresh = adapters.absent(hf.flatten(stacked), hf.flatten(nn.meta.unbox(boxed)), both)
     described = adapters.extended(described, fresh)
     tree = _restored(directory, meta, adapters.boxed(boxed, described), mesh)
     wanted = hf.flatten(nn.meta.unbox(abstract(config)))
     held, own = hf.flatten(base.params), hf.flatten(tree)
-    absent = adapters.absent(held, wanted)
+    absent = adapters.absent(held, wanted, both)
     params = hf.nest({path: (own if path in absent else held)[path] for path in wanted})
     return Adapted(LM(config, params, words, build(config), base.directory), described, tree)
 

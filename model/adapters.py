@@ -21,6 +21,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from model import errors, matrices
+from model.config import Head
 from model.matrices import Axes
 
 KINDS = ("lora", "dora", "prompt")
@@ -160,12 +161,20 @@ def merge(params: Any, adapter: Any, config: AdapterConfig) -> dict[str, Any]:
     return _nested(merged)
 
 
-def absent(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Which parameters of a model another lacks or has in another shape; both by path, stacked or not."""
+def absent(
+    held: Mapping[str, Any], wanted: Mapping[str, Any], heads: tuple[Head, Head]
+) -> list[str]:
+    """Which parameters of a model another lacks or has in another shape; both by path, stacked or not.
+
+    Where the two `heads` are for different things, nothing of `head/` is the same, whatever its shape.
+    """
+    one, two = ((head.kind, head.labels) for head in heads)
     return [
         path
         for path, leaf in wanted.items()
-        if path not in held or tuple(held[path].shape) != tuple(leaf.shape)
+        if path not in held
+        or tuple(held[path].shape) != tuple(leaf.shape)
+        or (one != two and path.startswith("head/"))
     ]
 
 

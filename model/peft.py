@@ -129,6 +129,12 @@ def write(
         "inference_mode": True,
     }
     if described.kind == "prompt":
+        if len(leaves) > 1:
+            others = sorted(leaves.keys() - {adapters.PROMPT})
+            raise errors.BadInput(
+                f"PEFT's files of soft prompts hold nothing else, and {hf.listing(others)} is trained beside this one; "
+                "keep it in its run"
+            )
         rows = np.asarray(leaves[adapters.PROMPT], np.float32) * np.float32(_scaling(config))
         tensors = {PROMPT: rows}
         said |= {

@@ -242,6 +242,7 @@ def test_an_adapter_of_another_model_is_refused_by_the_name_of_its_module(tmp_pa
     "case, config, message",
     [
         ("mixtral", AdapterConfig(targets=("_forward/up",)), r"^stack/layers_0/feed_forward/up/weight is adapted, "),
+        ("gpt2", AdapterConfig("prompt", virtual_tokens=2, whole=("stack/norm",)), r"^PEFT's files of soft prompts h"),
         ("gpt2", AdapterConfig(targets=("query",), whole=("^embedding",)), r"^embedding/weight is trained whole and "),
     ],
 )  # fmt: skip

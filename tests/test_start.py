@@ -13,7 +13,7 @@ from flax import linen as nn
 import model
 from model import adapters, blocks, bundle, errors, hf, hf_config, peft, sharding, tokenizer
 from model.adapters import AdapterConfig
-from model.config import ModelConfig, Runtime
+from model.config import Head, ModelConfig, Runtime
 from tests import published
 from train import evaluate, loop, recipe, rows, start, step
 from train.losses import LossConfig
@@ -175,6 +175,12 @@ def test_a_start_takes_every_weight_that_fits_and_names_those_that_begin_afresh(
                 assert leaf.shape == (307, 16) and 0.01 < float(leaf.std()) < 0.03
             else:
                 np.testing.assert_array_equal(leaf, held[path], err_msg=path)
+    lm, labelled = Head(), Head("sequence", ("a", "b"))
+    one = {"head/dense/weight": np.zeros((3, 3)), "stack/norm/scale": np.zeros(3)}
+    assert (
+        adapters.absent(one, one, (lm, lm)) == []
+    )  # what BERT's two heads call dense is not one map
+    assert adapters.absent(one, one, (lm, labelled)) == ["head/dense/weight"]
     deeper = model.build(dataclasses.replace(config, layers=3), Runtime(scan=True))
     with pytest.raises(
         errors.BadInput, match=r"^config.model.layers is 3, and the model of config"
@@ -188,7 +194,7 @@ def test_a_start_takes_every_weight_that_fits_and_names_those_that_begin_afresh(
         ({"model": {"norm": "layer"}}, r"^config.model.norm is 'layer', and the model of config.start.path='.*' has '"),
         ({"adapt": LORA, "start": {}}, r"^config.adapt says how a model is adapted, and config.start.path does not sa"),
         ({"adapt": LORA, "optimizer": {"frozen": ["norm"]}}, r"^config.optimizer.frozen is \['norm'\], and config.ada"),
-        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.virtual_tokens is 3, and config.task.kind"),
+        ({"adapt": {"kind": "prompt", "virtual_tokens": 3}}, r"^config.adapt.virtual_tokens is 3, and config.task"),
         ({"adapt": LORA | {"targets": ["qurey"]}}, r"^adapt.targets: rule 'qurey' is found in no parameter; the near"),
         ({"start": {"path": "nowhere"}}, r"^there is no directory nowhere; give a run, a bundle or a Hugging Face dir"),
     ],

@@ -125,7 +125,9 @@ def begin(
         )
     boxed = jax.eval_shape(functools.partial(model.init_boxed, net), key=key)
     held = hf.flatten(blocks.stack_layers(jax.tree.map(np.asarray, lm.params)))
-    fresh = adapters.absent(held, hf.flatten(nn.meta.unbox(boxed)))
+    fresh = adapters.absent(
+        held, hf.flatten(nn.meta.unbox(boxed)), (lm.config.head, net.config.head)
+    )
     _check_stack(path, fresh)
     where = sharding.of_tree(boxed, mesh)
     leaves = _laid({name: leaf for name, leaf in held.items() if name not in fresh}, where)
