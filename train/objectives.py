@@ -42,7 +42,7 @@ def prefix(segments: np.ndarray, weights: np.ndarray, rng: np.random.Generator) 
     """Prefix LM (Raffel et al. 2020, section 3.2.1): before a random place all see all, behind it tokens are predicted.
 
     The prefix is of equal length in each document of a row, from 1 to all tokens of the longest, whose last predicts
-    its end; documents that it covers are only read. For a document of four tokens, the next of two, and a prefix of two:
+    its end; documents that it covers are only read. For a document of four tokens, the next of two, and a prefix of 2:
 
         segments  1 1 1 1 2 2
         prefix    1 1 0 0 0 0    as many ones as tokens of each document
