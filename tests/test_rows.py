@@ -1,5 +1,6 @@
 """Are the rows of every task what its model reads, and functions of their number and the epoch alone?"""
 
+import dataclasses
 import functools
 
 import jax

@@ -125,6 +125,16 @@ class Gathered:
     def __len__(self) -> int:
         return len(self.bins)
 
+    @property
+    def note(self) -> str:
+        """How full the rows are, and what became of examples that were too long."""
+        bins = self.bins
+        lost = ((bins.dropped, "dropped"), (bins.truncated, "truncated"))
+        told = "".join(f", {count:,} {what}" for count, what in lost if count)
+        return (
+            f"{len(bins.order):,} examples in {len(bins):,} rows, {bins.efficiency:.0%} full{told}"
+        )
+
     def row(self, index: int, epoch: int = 0) -> Batch:
         """That row; the same in every epoch."""
         made = (self._make(self.examples[int(number)]) for number in self.bins[index])
