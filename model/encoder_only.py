@@ -79,13 +79,21 @@ class EncoderOnly(nn.Module):
         return x_BTD, aux
 
     def head(
-        self, x_BTD: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+        self,
+        x_BTD: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        every: bool = False,
     ) -> jax.Array:
-        """What the head says of hidden states; `mask` and `train` matter to classes only."""
+        """What the head says of hidden states; the other arguments matter to classes only.
+
+        If `every`, every token has logits [B, T, C] as if a text began with it, which is how packed texts are read.
+        """
         kind = self.config.head.kind
         if kind == "none":
             return x_BTD
         if kind == "lm":
             table_VD = self.embedding.weight if self.config.tied else None
             return self.output(self.transform(x_BTD), table_VD)
-        return self.classifier(x_BTD, mask, train)
+        return self.classifier(x_BTD, mask, train, every)

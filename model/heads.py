@@ -67,13 +67,17 @@ class Classifier(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, mask_BT: jax.Array | None, train: bool, every: bool
+    ) -> jax.Array:
+        """The logits; if `every`, of every token as if it were a text's first, [B, T, C], for packed texts."""
         head = self.config.head
         drop = nn.Dropout(self.runtime.dropout, deterministic=not train)
         if head.kind == "sequence":
-            x_BTD = _pooled(x_BTD, mask_BT, head.activation, self.runtime.dtype)
+            x_BTD = x_BTD if every else _first(x_BTD, mask_BT)
+            x_BTD = _pooled(x_BTD, head.activation, self.runtime.dtype)
         logits_BTC = _classes(drop(x_BTD), len(head.labels), self.runtime.dtype)
-        return logits_BTC[:, 0] if head.kind == "sequence" else logits_BTC
+        return logits_BTC if every or head.kind == "token" else logits_BTC[:, 0]
 
 
 class Pair(nn.Module):
@@ -83,15 +87,15 @@ class Pair(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
-        x_BTD = _pooled(x_BTD, mask_BT, "tanh", self.runtime.dtype)
+        x_BTD = _pooled(_first(x_BTD, mask_BT), "tanh", self.runtime.dtype)
         return _classes(x_BTD, 2, self.runtime.dtype)[:, 0]
 
 
-def _pooled(x_BTD: jax.Array, mask_BT: jax.Array | None, activation: str, dtype: str) -> jax.Array:
-    """What a text's first real token says of it all, [B, 1, D]: a map of the module that calls, and the activation."""
+def _pooled(x_BTD: jax.Array, activation: str, dtype: str) -> jax.Array:
+    """What tokens say of their text, [B, T, D]: a map of the module that calls, and the activation."""
     width = x_BTD.shape[-1]
     dense = layers.Dense("BTD,DF->BTF", (width, width), ("embed", "mlp"), True, dtype, name="dense")
-    return layers.ACTIVATIONS[activation](dense(_first(x_BTD, mask_BT)))
+    return layers.ACTIVATIONS[activation](dense(x_BTD))
 
 
 def _classes(x_BTD: jax.Array, count: int, dtype: str) -> jax.Array:

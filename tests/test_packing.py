@@ -77,18 +77,12 @@ def test_a_later_small_example_fills_the_first_row_that_has_room():
         bins[3]
 
 
-def test_one_each_gives_every_example_a_row():
-    bins = packing.one_each(np.array([5, 2, 3]), [7])
-    assert rows_of(bins) == [[0], [1], [2]] and bins.efficiency == 10 / 21
-
-
-@pytest.mark.parametrize("pack", [packing.first_fit, packing.one_each])
-def test_what_is_too_long_is_dropped_or_cut_and_counted(pack):
+def test_what_is_too_long_is_dropped_or_cut_and_counted():
     lengths = np.array([[3, 2], [14, 1], [13, 9], [1, 7]])
-    bins = pack(lengths, CAPACITY, too_long="drop")
+    bins = packing.first_fit(lengths, CAPACITY, too_long="drop")
     assert sorted(bins.order) == [0, 3] and (bins.dropped, bins.truncated) == (2, 0)
     assert bins.tokens == 13
-    bins = pack(lengths, CAPACITY, too_long="truncate")
+    bins = packing.first_fit(lengths, CAPACITY, too_long="truncate")
     assert sorted(bins.order) == [0, 1, 2, 3] and (bins.dropped, bins.truncated) == (0, 2)
     assert bins.tokens == 5 + 14 + 20 + 8
 

@@ -152,7 +152,7 @@ def _eval_step(
     x_BTD, _ = step.features(net, params, batch, key=None)
     if net.config.head.kind != "lm":
         loss = dataclasses.replace(loss, chunk=0)
-    targets_BT, weights_BT = step.targets(net, batch)
+    targets_BT, weights_BT = batch["targets"], batch["weights"]
     read = heads.params(net.config, params)
     nats_B, right_B = losses.by_row(
         step.head(net, key=None), read, x_BTD, targets_BT, weights_BT, loss

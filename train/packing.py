@@ -86,13 +86,6 @@ def first_fit(
     return Bins(kept[order], offsets, tuple(capacity), int(needs.sum()), dropped, truncated)
 
 
-def one_each(lengths: np.ndarray, capacity: Sequence[int], *, too_long: str = "refuse") -> Bins:
-    """Each example in a row of its own; the arguments are those of `first_fit`."""
-    needs, kept, dropped, truncated = _fitting(lengths, capacity, too_long)
-    offsets = np.arange(len(kept) + 1)
-    return Bins(kept, offsets, tuple(capacity), int(needs.sum()), dropped, truncated)
-
-
 def assemble(
     examples: Iterable[Mapping[str, np.ndarray]], length: int, source_length: int = 0
 ) -> dict[str, np.ndarray]:

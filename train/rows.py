@@ -259,8 +259,7 @@ def _gathered(
         lengths[0] = lengths[0] + virtual
         make = functools.partial(_prompted, task.kind, virtual, config.vocab_size, make)
     capacity = (source_length, length) if two else (length,)
-    fit = packing.one_each if task.kind == "classify" else packing.first_fit
-    bins = fit(np.stack(lengths, axis=1), capacity, too_long=task.too_long)
+    bins = packing.first_fit(np.stack(lengths, axis=1), capacity, too_long=task.too_long)
     return Gathered(examples, bins, make, length, source_length if two else 0)
 
 

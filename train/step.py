@@ -145,28 +145,17 @@ def features(
 
 
 def head(net: nn.Module, *, key: jax.Array | None) -> losses.Head:
-    """Its head: parameters and hidden states [B, T, D] in, logits [B, T, V] out, of one token if a text has a class.
+    """Its head: parameters and hidden states [B, T, D] in, logits [B, T, V] of tokens or of classes out.
 
-    `key` is that of `features`.
+    A text's class is asked of its first token. `key` is that of `features`.
     """
-    kind = net.config.head.kind
-    if kind == "lm":
-        return lambda params, x_BTD: net.apply({"params": params}, x_BTD, method="head")
-    call = functools.partial(net.apply, method="head", **_mode(key))
-    if kind == "token":
-        return lambda params, x_BTD: call({"params": params}, x_BTD)
-    return lambda params, x_BTD: call({"params": params}, x_BTD)[:, None]
+    mode = {} if net.config.head.kind == "lm" else {"every": True, **_mode(key)}
+    return lambda params, x_BTD: net.apply({"params": params}, x_BTD, method="head", **mode)
 
 
 def _mode(key: jax.Array | None) -> dict[str, Any]:
     """Whether a network drops out, and by which key."""
     return {} if key is None else {"train": True, "rngs": {"dropout": key}}
-
-
-def targets(net: nn.Module, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Targets and weights as `head` has logits for them."""
-    places = slice(1 if net.config.head.kind == "sequence" else None)
-    return batch["targets"][:, places], batch["weights"][:, places]
 
 
 def batch_loss(
@@ -183,7 +172,8 @@ def batch_loss(
         head(net, key=jax.random.fold_in(key, 1)),
         heads.params(net.config, params),
         x_BTD,
-        *targets(net, batch),
+        batch["targets"],
+        batch["weights"],
         config,
     )
     if "pair_targets" in batch:

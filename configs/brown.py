@@ -1,0 +1,38 @@
+"""A word model of the Brown corpus, with the split and the vocabulary of Bengio et al. (2003); sentences follow each other.
+
+Command: python launch.py train --config=configs/brown.py:DATA --workdir=runs/brown, where DATA is the directory that
+holds brown/train.txt.gz, valid.txt.gz and vocab.txt.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+    brown = f"{data}/brown"
+    return ConfigDict(
+        {
+            "model": {"context_length": 128, "layers": 3, "width": 256, "heads": 8, "tied": True},
+            "tokenizer": {"kind": "word", "path": f"{brown}/vocab.txt"},
+            "data": {
+                "train": {"path": f"{brown}/train.txt.gz", "split": "file"},
+                "valid": {"path": f"{brown}/valid.txt.gz", "split": "file"},
+                "deduplicate": False,
+                "length": 128,
+                "overlap": 64,
+            },
+            "train": {"steps": 2400, "batch_size": 32, "eval_every": 300, "save_every": 300},
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "warmup_steps": 200,
+                "end_fraction": 0.02,
+                "weight_decay": 0.5,
+                "b2": 0.98,
+            },
+            "runtime": {"dropout": 0.4, "unroll": 3},
+            "decode": {
+                "prompts": ("The President said",),
+                "settings": {"temperature": {"max_new_tokens": 60, "temperature": 0.8}},
+            },
+        }
+    )

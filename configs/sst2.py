@@ -1,0 +1,45 @@
+"""Is a sentence of a film review positive? The sentences of the Stanford Sentiment Treebank, by an encoder from scratch.
+
+Command: python launch.py train --config=configs/sst2.py:DATA --workdir=runs/sst2, where DATA is the directory that
+holds sst2/stsa.binary.train, .dev and .test.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+
+    def split(name: str) -> dict:
+        return {"path": f"{data}/sst2/{name}", "format": "labelled"}
+
+    return ConfigDict(
+        {
+            "model": {
+                "family": "encoder_only",
+                "context_length": 256,
+                "layers": 2,
+                "width": 128,
+                "heads": 4,
+            },
+            "task": {"kind": "classify", "labels": ("0", "1")},
+            "tokenizer": {"kind": "word", "vocab_size": 8000},
+            "data": {
+                "train": split("stsa.binary.train"),
+                "valid": split("stsa.binary.dev"),
+                "test": split("stsa.binary.test"),
+                "deduplicate": False,
+                "length": 256,
+            },
+            "train": {"steps": 600, "batch_size": 8, "eval_every": 100, "save_every": 200},
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "warmup_steps": 60,
+                "end_fraction": 0.05,
+                "weight_decay": 0.3,
+                "ema_decay": 0.99,
+            },
+            "loss": {"label_smoothing": 0.1},
+            "runtime": {"dropout": 0.3, "unroll": 2},
+        }
+    )

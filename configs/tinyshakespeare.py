@@ -1,0 +1,38 @@
+"""A character model of Shakespeare's plays: the first nine tenths train, the last tenth measures.
+
+Command: python launch.py train --config=configs/tinyshakespeare.py:DATA --workdir=runs/tinyshakespeare, where DATA is the directory that
+holds tinyshakespeare/input.txt.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+    plays = {"path": f"{data}/tinyshakespeare/input.txt", "split": "file"}
+    return ConfigDict(
+        {
+            "model": {"context_length": 256, "layers": 4, "width": 192, "heads": 6, "tied": True},
+            "tokenizer": {"kind": "char"},
+            "data": {
+                "train": {**plays, "part": "0:0.9"},
+                "valid": {**plays, "part": "0.9:1"},
+                "deduplicate": False,
+                "length": 256,
+                "overlap": 128,
+            },
+            "train": {"steps": 2500, "batch_size": 32, "eval_every": 500, "save_every": 500},
+            "optimizer": {
+                "learning_rate": 3e-3,
+                "warmup_steps": 100,
+                "end_fraction": 0.03,
+                "weight_decay": 0.1,
+                "b2": 0.98,
+            },
+            "runtime": {"dropout": 0.15, "unroll": 4},
+            "decode": {
+                "prompts": ("ROMEO:", "What light"),
+                "settings": {"temperature": {"max_new_tokens": 200, "temperature": 0.8}},
+            },
+        }
+    )
