@@ -1,7 +1,7 @@
-"""A word model of the Brown corpus, with the split and the vocabulary of Bengio et al. (2003); sentences follow each other.
+"""A word model of the Brown corpus, split as in Bengio et al. (2003); sentences follow each other.
 
-Command: python launch.py train --config=configs/brown.py:DATA --workdir=runs/brown, where DATA is the directory that
-holds brown/train.txt.gz, valid.txt.gz and vocab.txt.
+Command: python launch.py train --config=configs/brown.py:DATA --workdir=runs/brown
+where DATA is the directory that holds brown/train.txt.gz, valid.txt.gz and vocab.txt.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""French captions into English with the Transformer of 2017, in the tiny size that Wu et al. (2021) use for this set.
+"""French captions into English by the Transformer of 2017, in the tiny size of Wu et al. (2021).
 
-Command: python launch.py train --config=configs/multi30k.py:DATA --workdir=runs/multi30k, where DATA is the directory that
-holds multi30k/tok.
+Command: python launch.py train --config=configs/multi30k.py:DATA --workdir=runs/multi30k
+where DATA is the directory that holds multi30k/tok.
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +43,11 @@ def get_config(data: str = "data") -> ConfigDict:
             },
             "loss": {"label_smoothing": 0.1},
             "runtime": {"dropout": 0.2},
+            "evaluate": {
+                "metrics": ("bleu", "chrf"),
+                "options": {"bleu": {"tokenize": "none"}},
+                "settings": {"num_beams": 5, "max_new_tokens": 80},
+            },
             "decode": {
                 "prompts": ("un homme en chemise bleue joue de la guitare .",),
                 "settings": {"beam": {"num_beams": 5, "max_new_tokens": 60}},

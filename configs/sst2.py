@@ -1,7 +1,7 @@
-"""Is a sentence of a film review positive? The sentences of the Stanford Sentiment Treebank, by an encoder from scratch.
+"""Is a sentence of a film review positive? The sentences of SST-2, by an encoder from scratch.
 
-Command: python launch.py train --config=configs/sst2.py:DATA --workdir=runs/sst2, where DATA is the directory that
-holds sst2/stsa.binary.train, .dev and .test.
+Command: python launch.py train --config=configs/sst2.py:DATA --workdir=runs/sst2
+where DATA is the directory that holds sst2/stsa.binary.train, .dev and .test.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """A character model of Shakespeare's plays: the first nine tenths train, the last tenth measures.
 
-Command: python launch.py train --config=configs/tinyshakespeare.py:DATA --workdir=runs/tinyshakespeare, where DATA is the directory that
-holds tinyshakespeare/input.txt.
+Command: python launch.py train --config=configs/tinyshakespeare.py:DATA --workdir=runs/tinyshakespeare
+where DATA is the directory that holds tinyshakespeare/input.txt.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""What kind of answer does a question ask for? Six classes of TREC, by an encoder from scratch.
+"""What kind of answer does a question ask for? The six classes of TREC, by an encoder from scratch.
 
-Command: python launch.py train --config=configs/trec.py:DATA --workdir=runs/trec, where DATA is the directory that
-holds trec/TREC.train.all and TREC.test.all.
+Command: python launch.py train --config=configs/trec.py:DATA --workdir=runs/trec
+where DATA is the directory that holds trec/TREC.train.all and TREC.test.all.
 """
 
 from ml_collections import ConfigDict

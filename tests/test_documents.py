@@ -318,3 +318,11 @@ def test_the_embedded_text_is_prose_and_whole_definitions_without_tests_and_tabl
     assert all(200 <= len(text) <= 20_000 for text in code)
     assert any(text.startswith("def getopt(") for text in code)
     assert not any(text.startswith("class _TestCase") for text in code)
+
+
+def test_functions_come_with_what_their_docstrings_say():
+    found = list(documents.records(documents.Source("python-docstrings")))
+    assert len(found) > 1000 and all(each.keys() == {"text", "code"} for each in found)
+    each = next(each for each in found if each["text"].startswith("Adds 'prefix' to the"))
+    assert each["code"].startswith("def indent(text, prefix, predicate=None):\n")
+    assert "prefix" in each["code"] and '"""' not in each["code"]

@@ -1,6 +1,5 @@
 """Are the rows of every task what its model reads, and functions of their number and the epoch alone?"""
 
-import dataclasses
 import functools
 
 import jax

@@ -198,8 +198,7 @@ def _all(source: Source) -> Iterator[formats.Located]:
     if isinstance(source.path, dict):
         return formats.parallel(dict(zip(source.path, _paths(source), strict=True)))
     if source.path in EMBEDDED:
-        documents = embedded.documents(source.path)
-        return ((source.name, {source.field: text}) for text in documents)
+        return ((source.name, each) for each in embedded.records(source.path, source.field))
     if _of_hub(source):
         return hub.records(source.path)
     return itertools.chain.from_iterable(_read_file(path, source) for path in _paths(source))

@@ -1,6 +1,7 @@
 """Which English and Python does every CPython carry? The text of a first run, without a download.
 
-Prose is the language reference by topic and the docstrings of modules; code is whole functions and classes.
+Prose is the language reference by topic and the docstrings of modules; code is whole functions and classes; docstrings
+are those of functions, each with the code that it describes.
 """
 
 import ast
@@ -11,8 +12,9 @@ import os
 import pathlib
 import sysconfig
 import warnings
+from collections.abc import Iterator
 
-NAMES = ("python", "python-prose", "python-code")
+NAMES = ("python", "python-prose", "python-code", "python-docstrings")
 
 # Directories of the standard library with tests, tables, generated code or other people's packages.
 _NOT_TEXT = frozenset(
@@ -22,6 +24,29 @@ _NOT_TEXT = frozenset(
 # In characters. A shorter definition is little more than its name; a longer class would be so large a part of
 # the held-out text, a fifth of it in one case, that the measure would be of that class.
 _SHORTEST, _LONGEST = 200, 20_000
+_SHORTEST_DOCSTRING, _LONGEST_FUNCTION = 20, 1000
+
+
+def records(name: str, field: str) -> Iterator[dict[str, str]]:
+    """The records of one of NAMES: a document is the text of `field`; a function has `text` and `code`."""
+    if name == "python-docstrings":
+        return ({"text": text, "code": code} for text, code in functions())
+    return ({field: text} for text in documents(name))
+
+
+@functools.cache
+def functions() -> tuple[tuple[str, str], ...]:
+    """The first paragraph of each function's docstring in one line, and the function without it."""
+    found: dict[str, str] = {}
+    for _, tree in _parsed():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and (docstring := ast.get_docstring(node)):
+                text = " ".join(docstring.split("\n\n")[0].split())
+                rest = node.body[1:] or [ast.Pass()]
+                code = ast.unparse(ast.FunctionDef(**{**vars(node), "body": rest}))
+                if len(text) >= _SHORTEST_DOCSTRING and len(code) <= _LONGEST_FUNCTION:
+                    found.setdefault(text, code)
+    return tuple(found.items())
 
 
 @functools.cache
@@ -35,7 +60,10 @@ def documents(name: str) -> tuple[str, ...]:
 
 def identity(name: str) -> str:
     """What, beside the bytes of `files`, decides which documents there are."""
-    return json.dumps([name, _SHORTEST, _LONGEST, _topics()])
+    limits = (_SHORTEST, _LONGEST)
+    if name == "python-docstrings":
+        limits = (_SHORTEST_DOCSTRING, _LONGEST_FUNCTION)
+    return json.dumps([name, *limits, _topics()])
 
 
 def files() -> list[pathlib.Path]:
@@ -60,13 +88,7 @@ def _topics() -> tuple[str, ...]:
 def _standard_library() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The docstrings of the standard library's modules, and the sources of their functions and classes."""
     docstrings, definitions = [], []
-    for path in files():
-        try:
-            text = path.read_text("utf-8")
-            with warnings.catch_warnings(action="ignore"):
-                tree = ast.parse(text)
-        except (OSError, SyntaxError, ValueError):
-            continue  # not every Python's library is the one its makers shipped
+    for text, tree in _parsed():
         docstrings.append(ast.get_docstring(tree) or "")
         lines = text.splitlines(keepends=True)
         for node in tree.body:
@@ -77,3 +99,15 @@ def _standard_library() -> tuple[tuple[str, ...], tuple[str, ...]]:
         tuple(text for text in docstrings if len(text) >= _SHORTEST),
         tuple(text for text in definitions if _SHORTEST <= len(text) <= _LONGEST),
     )
+
+
+def _parsed() -> Iterator[tuple[str, ast.Module]]:
+    """The text of every source file, and what Python makes of it."""
+    for path in files():
+        try:
+            text = path.read_text("utf-8")
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(text)
+        except (OSError, SyntaxError, ValueError):
+            continue  # not every Python's library is the one its makers shipped
+        yield text, tree

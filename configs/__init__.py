@@ -1,0 +1,1 @@
+"""Recipes: plain data, one file each."""

@@ -1,0 +1,17 @@
+"""DialogSum's summaries, by an encoder-decoder that has read novels.
+
+Command: python launch.py train --config=configs/dialogsum_pretrained.py:DATA --workdir=runs/dialogsum_pretrained
+where DATA is as for configs/dialogsum.py. It starts from runs/spans: train configs/spans.py first.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import dialogsum
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+    config = dialogsum.get_config(data)
+    config.start = {"path": "runs/spans"}
+    del config.model, config.tokenizer
+    return config

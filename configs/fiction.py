@@ -1,0 +1,32 @@
+"""A model of British novels: what instructions are taught to, and what sees more context.
+
+Command: python launch.py train --config=configs/fiction.py:DATA --workdir=runs/fiction
+where DATA is the directory that holds british-fiction.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+    novels = f"{data}/british-fiction"
+    return ConfigDict(
+        {
+            "model": {"context_length": 512, "layers": 4, "width": 256, "heads": 8, "tied": True},
+            "tokenizer": {"kind": "unigram", "vocab_size": 8000},
+            "data": {
+                "train": f"{novels}/train",
+                "valid": f"{novels}/valid",
+                "deduplicate": False,
+                "length": 512,
+                "overlap": 256,
+            },
+            "train": {"steps": 4000, "batch_size": 8, "eval_every": 500, "save_every": 250},
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 100, "end_fraction": 0.05},
+            "runtime": {"unroll": 4},
+            "decode": {
+                "prompts": ("It was a dark", "My dear Elizabeth,"),
+                "settings": {"top-p": {"max_new_tokens": 100, "top_p": 0.9}},
+            },
+        }
+    )

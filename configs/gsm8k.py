@@ -1,0 +1,43 @@
+"""Word problems worked out step by step, in the format of GSM8K: a decoder learns the answers behind their questions.
+
+Command: python launch.py train --config=configs/gsm8k.py:DATA --workdir=runs/gsm8k
+where DATA is the directory that holds gsm8k.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+
+    def split(name: str) -> dict:
+        return {"path": f"{data}/gsm8k/{name}.jsonl.gz"}
+
+    return ConfigDict(
+        {
+            "model": {"context_length": 640, "layers": 4, "width": 256, "heads": 8, "tied": True},
+            "task": {
+                "kind": "seq2seq",
+                "source": "{{ question }}\n",
+                "target": "{{ answer }}",
+            },
+            "tokenizer": {"kind": "bpe", "vocab_size": 4000},
+            "data": {
+                "train": split("train"),
+                "test": split("test"),
+                "deduplicate": False,
+                "length": 640,
+            },
+            "train": {"steps": 1500, "batch_size": 8, "eval_every": 250, "save_every": 250},
+            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 100, "end_fraction": 0.05},
+            "runtime": {"dropout": 0.1, "unroll": 4},
+            "evaluate": {
+                "metrics": ("number_match",),
+                "settings": {"max_new_tokens": 250},
+            },
+            "decode": {
+                "prompts": ("Tom has 3 apples and buys 4 more. How many apples does he have?",),
+                "settings": {"greedy": {"max_new_tokens": 120, "temperature": 0.0}},
+            },
+        }
+    )

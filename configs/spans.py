@@ -1,0 +1,36 @@
+"""T5's objective on British novels: what summarising starts from.
+
+Command: python launch.py train --config=configs/spans.py:DATA --workdir=runs/spans
+where DATA is the directory that holds british-fiction.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+    novels = f"{data}/british-fiction"
+    return ConfigDict(
+        {
+            "model": {
+                "preset": "transformer-base",
+                "block": "pre",
+                "context_length": 1536,
+                "layers": 3,
+                "width": 192,
+                "heads": 6,
+                "hidden": 512,
+            },
+            "task": {"kind": "spans"},
+            "tokenizer": {"kind": "unigram", "vocab_size": 6000},
+            "data": {
+                "train": f"{novels}/train",
+                "valid": f"{novels}/valid",
+                "deduplicate": False,
+                "source_length": 512,
+                "length": 128,
+            },
+            "train": {"steps": 4000, "batch_size": 8, "eval_every": 500, "save_every": 250},
+            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 200, "end_fraction": 0.05},
+        }
+    )

@@ -1,0 +1,17 @@
+"""The sentences of SST-2, by an encoder that has read novels; without `start` the same model from scratch.
+
+Command: python launch.py train --config=configs/sst2_pretrained.py:DATA --workdir=runs/sst2_pretrained
+where DATA is as for configs/sst2.py. It starts from runs/masked: train configs/masked.py first.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sst2
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    """The recipe; `data` stands behind the colon of --config."""
+    config = sst2.get_config(data)
+    config.start = {"path": "runs/masked"}
+    del config.model, config.tokenizer
+    return config
