@@ -71,7 +71,7 @@ def opened(directory: str | pathlib.Path, changed: Sequence[str] = ()) -> Run:
         path, _ = overrides.split(flag)
         if not re.match(CHANGED, path):
             raise errors.BadInput(
-                f"{flag}: a run is what it is; eval changes keys of config.evaluate, and config.data.test"
+                f"{flag}: eval changes only config.evaluate and config.data.test of a run; leave it out"
             )
     directory = pathlib.Path(directory)
     lm = model.load(directory)

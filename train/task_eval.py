@@ -65,10 +65,12 @@ def run(
         ours: Evaluation | None = read(directory)
     else:
         asked = evaluate.opened(directory, changed)
+        records = test_records(asked)  # what is wrong with them is told before any work is done
         report.evaluation_table(evaluate.of(asked), console)
-        ours = measure(asked, workdir)
+        ours = None if records is None else measure(asked, records, workdir)
     if ours:
         show(ours, console)
+        print(f"{ours.directory} has {LINES}, {METRICS} and {MANIFEST}")
     if theirs and ours is None:
         raise errors.BadInput(
             f"{directory} has no predictions to compare, because its task makes none; leave --compare out"
@@ -80,15 +82,12 @@ def run(
     return 0
 
 
-def measure(run: Run, workdir: str | None = None) -> Evaluation | None:
-    """Predicts, measures and writes; None where a run neither predicts anything nor has test records."""
+def measure(run: Run, records: Sequence[Any], workdir: str | None = None) -> Evaluation:
+    """Predicts, measures and writes."""
     asked = run.asked
     evaluated, task = asked.evaluate, asked.task
     names, options = grading.named(evaluated, task), evaluated.options
-    if not asked.data.test and not evaluated.metrics and not task.whole:
-        return None
-    grading.probe(names, options)
-    split, records = test_records(run)
+    split = "test" if asked.data.test else "held-out"
     values: dict[str, Any] = {"split": split, "step": run.step, "records": len(records)}
     if asked.data.test and not grading.prompted(evaluated, task):
         made = predictions.examples(run, records)
@@ -105,17 +104,21 @@ def measure(run: Run, workdir: str | None = None) -> Evaluation | None:
     return write(run, split, lines, values, workdir)
 
 
-def test_records(run: Run) -> tuple[str, list[Any]]:
-    """The name of the split that is measured, and its first records."""
+def test_records(run: Run) -> list[Any] | None:
+    """The first records of the test data, or else of the held-out; None of plain text that nothing is asked of."""
     asked = run.asked
-    limit = asked.evaluate.limit or None
+    evaluated, task = asked.evaluate, asked.task
+    if not asked.data.test and not evaluated.metrics and not task.whole:
+        return None
+    grading.probe(grading.named(evaluated, task), evaluated.options)
+    limit = evaluated.limit or None
     if not asked.data.test:
-        return "held-out", list(run.corpus.held_out_documents[:limit])
-    whole = asked.task.whole or grading.prompted(asked.evaluate, asked.task)
+        return list(run.corpus.held_out_documents[:limit])
+    whole = task.whole or grading.prompted(evaluated, task)
     reading = documents.records if whole else documents.read
     sources = documents.sources(asked.data.test, "data.test")
     every = itertools.chain.from_iterable(reading(source) for source in sources)
-    return "test", list(itertools.islice(every, limit))
+    return list(itertools.islice(every, limit))
 
 
 def baseline(
@@ -260,7 +263,6 @@ def show(found: Evaluation, console: rich.console.Console) -> None:
         _show_metrics(values, console)
     for name, count in values.get("told", {}).items():
         print(TELL[name].format(count=count))
-    print(f"wrote {found.directory}/{LINES}, {METRICS} and {MANIFEST}")
 
 
 TELL = {
@@ -275,9 +277,14 @@ def _show_metrics(values: dict[str, Any], console: rich.console.Console) -> None
     simple = values["baseline"]
     rows = []
     for name, one in values["metrics"].items():
-        row = [one["title"], _number(one["value"]), _between(one), f"{one['records']:,}"]
+        row = [
+            one["title"],
+            _number(one["value"], name),
+            _between(one, name),
+            f"{one['records']:,}",
+        ]
         if simple:
-            row.append(_number(simple["metrics"].get(name, {}).get("value")))
+            row.append(_number(simple["metrics"].get(name, {}).get("value"), name))
         rows.append(row)
     header = ["metric", "value", "95 % interval", "records"]
     tables.grid(console, [*header, *([simple["title"]] if simple else [])], rows)
@@ -285,7 +292,7 @@ def _show_metrics(values: dict[str, Any], console: rich.console.Console) -> None
         types = one["details"].get("types", {})
         if 1 < len(types) <= WIDEST + 1:
             shown = [
-                [name, *(_number(row[key]) for key in ("precision", "recall", "f1"))]
+                [name, *(_number(row[key], "f1") for key in ("precision", "recall", "f1"))]
                 + [f"{row['references']:,}", f"{row['predictions']:,}"]
                 for name, row in types.items()
             ]
@@ -313,8 +320,15 @@ def compare(ours: Evaluation, theirs: Evaluation, console: rich.console.Console)
         one, other = (grading.score(name, each.lines, options) for each in (ours, theirs))
         got = bootstrap.compare(one, other, seed=0)
         between = dataclasses.asdict(got.difference)
-        row = [grading.title(name), _number(one.value), _number(other.value)]
-        rows.append([*row, f"{got.difference.value:+.2f}", _between(between), f"{got.p_value:.4f}"])
+        row = [grading.title(name), _number(one.value, name), _number(other.value, name)]
+        rows.append(
+            [
+                *row,
+                f"{got.difference.value:+.{_digits(name)}f}",
+                _between(between, name),
+                f"{got.p_value:.4f}",
+            ]
+        )
     if not rows:
         raise errors.BadInput(
             f"{ours.directory} and {theirs.directory} share no metric; evaluate both with the same"
@@ -327,12 +341,18 @@ def _examples(found: Evaluation) -> str:
     return grading.digest(found.lines)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _digits(name: str) -> int:
+    """Places behind the point: bits and nats are small numbers."""
+    return 4 if name in ("loss", "bits_per_byte") else 2
 
 
-def _between(ends: dict[str, Any]) -> str:
-    return "-" if ends["low"] is None else f"{ends['low']:.2f} to {ends['high']:.2f}"
+def _number(value: float | None, name: str) -> str:
+    return "-" if value is None else f"{value:.{_digits(name)}f}"
+
+
+def _between(ends: dict[str, Any], name: str) -> str:
+    low, high = ends["low"], ends["high"]
+    return "-" if low is None else f"{_number(low, name)} to {_number(high, name)}"
 
 
 def _sha256(text: str) -> str:
