@@ -13,7 +13,7 @@ import numpy as np
 
 import decode
 from decode.requests import Completion, Request
-from model import errors, heads, sharding
+from model import errors, heads, sharding, tokenizer
 from train import evaluate, grading, jail, losses, step, streams, tasks
 from train.evaluate import Run
 from train.grading import Line
@@ -57,7 +57,7 @@ def source(task: Task, record: Any) -> Any:
         return record[tasks.named(task.source)]
     if task.kind == "chat":
         return record["messages"][: _last_said(record)]
-    return task.prompt(record)
+    return record if isinstance(record, str) else tasks.fill(task.source, record)
 
 
 def _labels(run: Run, records: Sequence[Record]) -> list[Line]:
@@ -111,10 +111,10 @@ def _tags(run: Run, records: Sequence[Record]) -> list[Line]:
 def _nats(run: Run, records: Sequence[Any]) -> list[Line]:
     """How unlikely the model finds what should be written."""
     task, made = run.asked.task, examples(run, records)
-    net, head = run.net, step.head(run.net)
+    net, head = run.net, step.head(run.net, key=None)
 
     def forward(params: Any, batch: step.Batch) -> jax.Array:
-        x_BTD, _ = step.features(net, params, batch)
+        x_BTD, _ = step.features(net, params, batch, key=None)
         read = heads.params(net.config, params)
         # A row at a time: the logits of all would fill the memory.
         return jax.lax.map(
@@ -137,10 +137,10 @@ def _nats(run: Run, records: Sequence[Any]) -> list[Line]:
 
 def _scores(run: Run, made: streams.Examples) -> dict[int, np.ndarray]:
     """By the number of an example, log-probabilities [places, C] of the labels, at each place that is asked for one."""
-    net, head = run.net, step.head(run.net)
+    net, head = run.net, step.head(run.net, key=None)
 
     def forward(params: Any, batch: step.Batch) -> jax.Array:
-        x_BTD, _ = step.features(net, params, batch)
+        x_BTD, _ = step.features(net, params, batch, key=None)
         return jax.nn.log_softmax(head(heads.params(net.config, params), x_BTD))
 
     return dict(_answers(run, made, forward))
@@ -235,9 +235,8 @@ def _prompt(run: Run, record: Any) -> tuple[list[int], int]:
     """What is read of a record, and how many tokens of it were cut off because training does so."""
     task, words = _asking(run), run.lm.tokenizer
     if task.kind == "chat":
-        text = words.chat(source(task, record), add_generation_prompt=True)
-        return words.encode(text, special=True), 0
-    ids = tasks.prompt_ids(task, record, words)
+        return list(task.framed({"messages": source(task, record)}, words)), 0  # type: ignore[arg-type]
+    ids = tokenizer.prompt_ids(words, source(task, record))
     separate = run.lm.config.family == "encoder_decoder"
     room = run.asked.data.source_length if separate and task.too_long == "truncate" else len(ids)
     return ids[:room], max(0, len(ids) - room)

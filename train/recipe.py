@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from decode import grid
+from decode.requests import Request
 from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
 from model.adapters import AdapterConfig
