@@ -266,7 +266,7 @@ def show(found: Evaluation, console: rich.console.Console) -> None:
 
 
 TELL = {
-    "dropped": "{count:,} records are too long to be read, and count as wrong guesses",
+    "dropped": "{count:,} records are too long to be read; a guess stands for each",
     "cut": "{count:,} records were cut to what a row holds",
     "tokens_cut": "{count:,} tokens were cut off in all",
     "unfinished": "{count:,} texts were ended by max_new_tokens or the window",
