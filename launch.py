@@ -67,6 +67,7 @@ _ARMS = flags.DEFINE_string(
 _MESH = flags.DEFINE_string("mesh", None, "devices to plan for, such as data:8,fsdp:64,tensor:4")
 _CHIP = flags.DEFINE_string("chip", None, "what these devices are, such as v5p or h100")
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
+_COMPARE = flags.DEFINE_string("compare", None, "another run, or evaluation, of the same records")
 _PROFILE = flags.DEFINE_string("profile", None, "START:COUNT traces so many steps for the profiler")
 # Of sweeps over a config.
 _ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
@@ -175,11 +176,10 @@ def _training_sweep(overrides: Sequence[str]) -> int:
 
 
 def eval_verb(overrides: Sequence[str]) -> int:
-    """measure a run's model on its held-out text, beside what a compressor makes of it"""
-    from train import evaluate, report
+    """measure a run's model on its held-out text and, if it learnt a task, what it makes of the test records"""
+    from train import task_eval
 
-    report.evaluation_table(evaluate.of_run(_directory("from")))
-    return 0
+    return task_eval.run(_directory("from"), overrides, _WORKDIR.value, _COMPARE.value)
 
 
 def inspect_verb(overrides: Sequence[str]) -> int:

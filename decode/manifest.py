@@ -140,7 +140,7 @@ def environment() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "platform": device.platform,
@@ -150,7 +150,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -198,6 +199,11 @@ def _line(request: Request, done: Completion) -> str:
         "margins": [None if math.isinf(margin) else margin for margin in done.margins],
     }
     values |= {name: value for name in OPTIONAL if (value := getattr(done, name)) is not None}
+    return json_line(values)
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """A line of JSON, which stays one whatever reads it."""
     line = json.dumps(_written(values), ensure_ascii=False, allow_nan=False)
     for separator in "\x85\u2028\u2029":  # some readers end lines at these
         line = line.replace(separator, f"\\u{ord(separator):04x}")

@@ -49,6 +49,7 @@ EXAMPLES = {
     "macro_f1": (["a", "b", "b", "c"], ["a", "b", "c", "c"]),
     "entity_f1": (PREDICTED, WANTED),
     "surface_f1": (PREDICTED, WANTED, split(TOKENS)),
+    "token_accuracy": (PREDICTED, WANTED),
     "bleu": (HYPOTHESES, REFERENCES),
     "chrf": (HYPOTHESES, REFERENCES),
     "rouge1": (HYPOTHESES, REFERENCES),

@@ -33,7 +33,7 @@ READS: dict[str, tuple[str, ...]] = {
         *("config", "workdir", "zip", "chain", "random", "sweep_seed", "seeds", "shard"),
         *("retry", "report", "allow_unequal_tokens"),
     ),
-    "eval": ("from",),
+    "eval": ("from", "workdir", "compare"),
     "inspect": ("from", "prompt"),
     "replay": ("workdir",),
     "import": ("from", "workdir"),
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str], verbs: Mapping[str, Callable[..., int]]) -> list[
             listed = ", ".join(f"--{name}" for name in (*reads, *settings[:1]))
             more = " and the other settings" if settings else ""
             raise errors.BadInput(f"{verb} does not read --{name}; it reads {listed}{more}")
-    if overrides and flags.FLAGS.config is None:
+    if overrides and flags.FLAGS.config is None and verb != "eval":
         raise errors.BadInput(
             f"{overrides[0]} changes a recipe, and none is given; add --config=FILE"
         )

@@ -6,7 +6,8 @@ import json
 import lzma
 import math
 import pathlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,7 +19,7 @@ import model
 from model import checkpoint, errors, heads, sharding
 from model.config import ModelConfig, Runtime
 from model.tokenizer import Tokenizer
-from train import data, losses, recipe, rows, step
+from train import data, losses, overrides, recipe, rows, step, streams
 from train.corpus import Corpus
 from train.step import Batch
 
@@ -26,49 +27,107 @@ EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 ROWS = 8  # evaluated at once
+CHANGED = r"(evaluate|data\.test)(\.|$)"  # keys of a run's recipe that are for evaluation only
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it is evaluated: its newest checkpoint, and the corpus that it learnt from."""
+
+    directory: pathlib.Path
+    lm: model.LM
+    asked: recipe.Recipe
+    corpus: Corpus
+    step: int
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices; parameters are on each."""
+        return sharding.make_mesh()
+
+    @functools.cached_property
+    def net(self) -> nn.Module:
+        """Its network, in the dtype of training."""
+        return model.build(self.lm.config, Runtime(dtype=self.asked.runtime.dtype))
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """Its weights."""
+        return jax.device_put(self.lm.params, sharding.replicated(self.mesh))
+
+    def batches(self, source: rows.Rows) -> Iterator[Batch]:
+        """Rows as the devices take them."""
+        size = ROWS * self.mesh.size
+        return (step.put_batch(batch, self.mesh) for batch in data.eval_batches(source, size))
+
+
+def opened(directory: str | pathlib.Path, changed: Sequence[str] = ()) -> Run:
+    """A run; `changed` are flags that change what is evaluated.
+
+    Raises:
+        BadInput: when the text is no longer what the run was trained and measured on, besides what `model.load` raises.
+    """
+    for flag in changed:
+        path, _ = overrides.split(flag)
+        if not re.match(CHANGED, path):
+            raise errors.BadInput(
+                f"{flag}: eval changes only config.evaluate and config.data.test of a run; leave it out"
+            )
+    directory = pathlib.Path(directory)
+    lm = model.load(directory)
+    asked = recipe.of_run(directory, changed)
+    corpus = asked.corpus()
+    last = cast(int, checkpoint.latest(directory / "checkpoints"))  # there is one: it was loaded
+    _check_text(directory, corpus, last)
+    return Run(directory, lm, asked, corpus, last)
 
 
 def of_run(directory: str | pathlib.Path) -> dict[str, float]:
+    """As `of` of the run in that directory."""
+    return of(opened(directory))
+
+
+def of(run: Run) -> dict[str, float]:
     """Measures a run's newest checkpoint on its held-out text, and writes `<directory>/evaluation.json`.
 
     It computes in the run's own dtype.
 
     Returns:
         What `evaluate` does, `bytes` of the text, and `xz_bytes` that `xz -9e` makes of the same text.
-
-    Raises:
-        BadInput: when the text is no longer what the run was trained and measured on, besides what `model.load` raises.
     """
-    directory = pathlib.Path(directory)
-    lm = model.load(directory)
-    asked = recipe.of_run(directory)
-    corpus = asked.corpus()
-    _check_text(directory, corpus)
+    asked, words = run.asked, run.lm.tokenizer
     tasks: dict[str, Any] = dict(train=asked.tasks, valid=asked.task)
-    prepared = data.prepare(corpus, lm.tokenizer, directory / "data", **tasks)
-    source = held_out(asked, prepared, lm.tokenizer, lm.config)
-    mesh = sharding.make_mesh()
-    placed = (step.put_batch(batch, mesh) for batch in data.eval_batches(source, ROWS * mesh.size))
-    net = model.build(lm.config, Runtime(dtype=asked.runtime.dtype))
-    params = jax.device_put(lm.params, sharding.replicated(mesh))
-    valid = prepared.valid
-    step_ = make_eval_step(net, mesh, asked.loss)
-    metrics = evaluate(step_, params, placed, valid.bytes, valid.words)
+    prepared = data.prepare(run.corpus, words, run.directory / "data", **tasks)
+    source = held_out(asked, prepared, words, run.lm.config)
+    metrics = measure(run, source, prepared.valid)
     if asked.task.kind == "causal":
-        text = "".join(corpus.held_out_documents).encode()
+        text = "".join(run.corpus.held_out_documents).encode()
         compressed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
         metrics |= {"bytes": len(text), "xz_bytes": len(compressed)}
-    checkpoint.write_file(directory / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
+    checkpoint.write_file(run.directory / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def measure(run: Run, source: rows.Rows, examples: streams.Examples) -> dict[str, float]:
+    """What `evaluate` says of a run's model on the rows that were made of these examples."""
+    step_ = make_eval_step(run.net, run.mesh, run.asked.loss)
+    return evaluate(step_, run.params, run.batches(source), examples.bytes, examples.words)
 
 
 def held_out(
     asked: recipe.Recipe, prepared: data.Prepared, words: Tokenizer, config: ModelConfig
 ) -> rows.Rows:
     """The rows that a run is measured on; what is random about them is the same for every run and epoch."""
+    return rows_of(asked, prepared.valid, words, config)
+
+
+def rows_of(
+    asked: recipe.Recipe, examples: streams.Examples, words: Tokenizer, config: ModelConfig
+) -> rows.Rows:
+    """The rows that examples are measured in."""
     return rows.build(
         asked.task,
-        prepared.valid,
+        examples,
         words,
         config,
         length=asked.data.length,
@@ -133,11 +192,9 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _check_text(directory: pathlib.Path, corpus: Corpus) -> None:
+def _check_text(directory: pathlib.Path, corpus: Corpus, last: int) -> None:
     """Refuses text that was not kept out of a run's training: a number measured on it would mean nothing."""
-    checkpoints = directory / "checkpoints"
-    last = cast(int, checkpoint.latest(checkpoints))  # there is one: it has been loaded
-    trained = checkpoint.read_meta(checkpoints, last)["corpus"]
+    trained = checkpoint.read_meta(directory / "checkpoints", last)["corpus"]
     if corpus.digest != trained:
         raise errors.BadInput(
             f"the held-out text is not the one kept out of the training of {directory} (the text of group data was "

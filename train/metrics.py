@@ -40,6 +40,16 @@ def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     return _share(references, [p == r for p, r in zip(predictions, references, strict=True)])
 
 
+def token_accuracy(
+    predictions: Sequence[Sequence[Any]], references: Sequence[Sequence[Any]]
+) -> Scores:
+    """The share of tokens whose tag equals that of the reference; as many of both in each example."""
+    _aligned(predictions, references)
+    pairs = zip(predictions, references, strict=True)
+    right = [100.0 * sum(p == r for p, r in zip(*pair, strict=True)) for pair in pairs]
+    return _mean(references, right, [len(tags) for tags in references], lambda mean: mean)
+
+
 def exact_match(
     predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
 ) -> Scores:
@@ -228,6 +238,7 @@ METRICS: dict[str, Metric] = {
     "number_match": Metric("exact match of the number behind #### (%)", number_match),
     "macro_f1": Metric("mean F1 of the classes (%)", macro_f1),
     "entity_f1": Metric("F1 of entities (%)", entity_f1),
+    "token_accuracy": Metric("tokens with the right tag (%)", token_accuracy),
     "surface_f1": Metric("F1 of different names (%)", surface_f1),
     "bleu": Metric("BLEU (0 to 100)", bleu),
     "chrf": Metric("chrF (0 to 100)", chrf),
@@ -320,7 +331,6 @@ def _tags(
 ) -> list[tuple[set[tuple], set[tuple]]]:
     """The entities (type, first, last) of each example: predicted, and in the reference."""
     _aligned(predictions, references)
-    entities = _library("seqeval.metrics.sequence_labeling").get_entities
     found = []
     for i, (tags, wanted) in enumerate(zip(predictions, references, strict=True)):
         if len(tags) != len(wanted):
@@ -332,8 +342,13 @@ def _tags(
                 raise errors.BadInput(
                     f"example {i} has the tag {tag!r}; tags are O, or B- or I- and a type"
                 )
-        found.append((set(entities(list(tags))), set(entities(list(wanted)))))
+        found.append((entities(tags), entities(wanted)))
     return found
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """The entities (type, first token, last token) that tags name, as `conlleval` reads them, by seqeval."""
+    return set(_library("seqeval.metrics.sequence_labeling").get_entities(list(tags)))
 
 
 def _counts(

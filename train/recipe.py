@@ -7,7 +7,6 @@ same. `from_config` reads the groups of a config file and `to_json` writes them 
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 import re
@@ -19,8 +18,9 @@ from decode.requests import Request
 from decode.settings import Settings
 from model import errors, presets, sources, tokenizer
 from model.adapters import AdapterConfig
-from model.config import ModelConfig, Runtime
-from train import corpus, documents, optimizer, start
+from model.config import ModelConfig
+from train import corpus, documents, grading, optimizer, overrides, start
+from train.groups import Data, Decode, Devices, Evaluate, Log, Tokenizer, Train
 from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
 from train.start import Start
@@ -33,11 +33,10 @@ CHANGEABLE = (
     r"^train\.(log_every|eval_every|sample_every|save_every|keep|on_bad_step|spike)$",
     r"^runtime\.(mesh|unroll|remat|attention)(\.|$)",
     r"^loss\.chunk$",
-    r"^decode(\.|$)",
-    r"^log(\.|$)",
+    r"^(decode|evaluate|log)(\.|$)",
+    r"^data\.test(\.|$)",
 )
 Words = tokenizer.Tokenizer  # what a group of the recipe has the name of
-BAD_STEPS = ("stop", "skip")
 # Which others may when a person says so: from there on it is another run than the config's alone, and `ledger.jsonl`
 # says from which step, but the same parameters and optimizer state still mean something.
 ALLOWABLE = (
@@ -46,186 +45,6 @@ ALLOWABLE = (
     r"^loss\.",
     r"^runtime\.",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """Attributes:
-    kind: `unigram`, `bpe`, `char` or `word`.
-    vocab_size: pieces in all, special tokens among them; without, kinds `char` and `word` have all there are.
-    min_count: how often a word must occur to be one, of kind `word`.
-    path: a directory with a tokenizer to use instead of training one, or a file of words, one a line.
-    """
-
-    kind: str = "unigram"
-    vocab_size: int | None = None
-    min_count: int = 1
-    path: str | None = None
-
-    def __post_init__(self) -> None:
-        unsized = self.kind in tokenizer.UNSIZED and self.vocab_size is None
-        if (self.vocab_size is None) == (self.path is None) and not unsized:
-            raise errors.BadInput(
-                f"config.tokenizer has vocab_size={self.vocab_size} and path={self.path!r}; give exactly one of them"
-            )
-        if self.kind not in tokenizer.KINDS:
-            raise errors.BadInput(
-                f"config.tokenizer.kind is {self.kind!r}{errors.nearest(self.kind, tokenizer.KINDS)}; "
-                f"known: {', '.join(tokenizer.KINDS)}"
-            )
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise errors.BadInput(
-                f"config.tokenizer.vocab_size is {self.vocab_size}; it must be at least 1"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Attributes:
-    train: the sources, as `documents.sources` reads them.
-    valid: sources of held-out text; without, a share of the training documents is held out.
-    test: sources that nothing is chosen by; `eval` measures a task on them.
-    held_out: that share.
-    deduplicate: leaves out training documents that repeat or resemble others; published splits are taken as they are.
-    length: tokens of a row, of the target where there is a source.
-    source_length: tokens of the source of an encoder-decoder; by default as many.
-    overlap: how many tokens of the row before a held-out row repeats as mere context, so that fewer of those that are
-        measured stand at a row's start.
-    """
-
-    train: Any
-    length: int
-    source_length: int = 0
-    valid: Any = None
-    test: Any = None
-    held_out: float = 0.05
-    deduplicate: bool = True
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.source_length:
-            object.__setattr__(self, "source_length", self.length)
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """How long, how much at once, and how often to look.
-
-    Attributes:
-        steps: updates in all.
-        batch_size: rows of an update, on all devices together.
-        accumulate: in how many parts its gradient is computed, to save memory.
-        log_every: steps between two lines of `metrics.jsonl`.
-        eval_every: steps between two evaluations; 0 evaluates at the end only.
-        sample_every: steps between two sets of samples; 0 samples at the end only.
-        save_every: steps between two checkpoints; 0 saves at the end, and when told to stop, only.
-        keep: how many checkpoints stay.
-        on_bad_step: what follows when a loss or gradient is not finite, or the loss is a spike: `stop`, or `skip` the
-            batch and go on from the state before it.
-        spike: how many running standard deviations above the running mean a loss is one; 0 looks for none.
-    """
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    log_every: int = 10
-    eval_every: int = 0
-    sample_every: int = 0
-    save_every: int = 0
-    keep: int = 2
-    on_bad_step: str = "stop"
-    spike: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise errors.BadInput(
-                    f"config.train.{name} is {getattr(self, name)}; it must be at least 1"
-                )
-        for name in ("eval_every", "sample_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise errors.BadInput(
-                    f"config.train.{name} is {getattr(self, name)}; it must be at least 0"
-                )
-        if self.on_bad_step not in BAD_STEPS:
-            raise errors.BadInput(
-                f"config.train.on_bad_step is {self.on_bad_step!r}{errors.nearest(self.on_bad_step, BAD_STEPS)}; "
-                f"known: {', '.join(BAD_STEPS)}"
-            )
-        if not 0 <= self.spike < math.inf:
-            raise errors.BadInput(
-                f"config.train.spike is {self.spike}; it must be at least 0 and finite"
-            )
-        if self.batch_size % self.accumulate:
-            raise errors.BadInput(
-                f"config.train.accumulate={self.accumulate} does not divide config.train.batch_size={self.batch_size}; "
-                "change one of them"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices(Runtime):
-    """`Runtime`, and the mesh that it runs on; layers are always stacked, as checkpoints hold them.
-
-    Attributes:
-        mesh: devices per axis (`data`, `fsdp`, `sequence`, `tensor`); None puts all of them on `data`.
-    """
-
-    scan: bool = True
-    mesh: dict[str, int] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.scan:
-            raise errors.BadInput(
-                "config.runtime.scan is False, but training keeps layers stacked; leave it out, and set "
-                "config.runtime.unroll to the number of layers to compile them one by one"
-            )
-
-    @property
-    def runtime(self) -> Runtime:
-        """Without the mesh."""
-        return Runtime(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Runtime)}
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Decode:
-    """Attributes:
-    prompts: texts that samples go on from.
-    settings: `Settings` by name; each prompt is completed under each.
-    seed: of their randomness.
-    """
-
-    prompts: tuple[str, ...] = ()
-    settings: dict[str, Settings] = dataclasses.field(
-        default_factory=lambda: {"greedy": Settings(temperature=0.0)}
-    )
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise errors.BadInput(
-                f"config.decode.seed is {self.seed}; it must be from 0 to 2^64 - 1"
-            )
-
-    def requests(self, changed: Mapping[str, Any] | None = None) -> list[tuple[str, Request]]:
-        """Every prompt under every settings, these with `changed` values: pairs of the settings' name and a request."""
-        return [
-            (name, Request(prompt, dataclasses.replace(settings, **(changed or {})), f"{name} {i}"))
-            for name, settings in self.settings.items()
-            for i, prompt in enumerate(self.prompts)
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Log:
-    """Attributes:
-    wandb: the project of Weights & Biases that is told, too; by default none.
-    """
-
-    wandb: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +60,7 @@ class Recipe:
     loss: LossConfig
     runtime: Devices
     decode: Decode
+    evaluate: Evaluate = Evaluate()
     log: Log = Log()
     start: Start = Start()
     adapt: AdapterConfig | None = None
@@ -333,6 +153,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         "optimizer": OptimizerConfig,
         "loss": LossConfig,
         "runtime": Devices,
+        "evaluate": Evaluate,
         "log": Log,
         "start": Start,
         "adapt": AdapterConfig,
@@ -355,15 +176,15 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def of_run(directory: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a run's `config.json`."""
+def of_run(directory: str | os.PathLike[str], changed: Sequence[str] = ()) -> Recipe:
+    """The recipe in a run's `config.json`, with the values of flags such as `--config.evaluate.limit=5` put in."""
     kind, groups = sources.read(pathlib.Path(directory))
     if kind != "run":
         raise errors.BadInput(
             f"{directory} has weights and no recipe, which would name prompts and held-out text; add --prompt if you "
             "decode, or give a directory that train has written"
         )
-    return from_config(groups)
+    return from_config(overrides.apply(groups, changed))
 
 
 def frame_of(directory: pathlib.Path, words: Words) -> Callable[[Any], str | list[int]] | None:
@@ -444,6 +265,7 @@ def _check(recipe: Recipe) -> None:
     provisional = recipe.model_config(recipe.tokenizer.vocab_size or 1)
     for task in (recipe.task, *recipe.tasks):
         task.check_model(provisional)
+    grading.check(recipe.evaluate, recipe.task)
     if not 1 <= recipe.data.length <= provisional.context_length:
         raise errors.BadInput(
             f"config.data.length is {recipe.data.length}; it must be from 1 to "

@@ -60,6 +60,12 @@ class Packed:
         """That row; the same in every epoch."""
         return self[index]
 
+    def owners(self, index: int) -> np.ndarray:
+        """Of which document each target of a row is, by number."""
+        start = index * (self.length - self.overlap)
+        places = np.arange(start + 1, start + 1 + self.length)
+        return np.searchsorted(self.tokens.offsets, places, "right") - 1
+
     def __getitem__(self, index: int) -> Batch:
         ids, offsets = self.tokens.ids, self.tokens.offsets
         start = index * (self.length - self.overlap)
@@ -139,6 +145,10 @@ class Gathered:
         """That row; the same in every epoch."""
         made = (self._make(self.examples[int(number)]) for number in self.bins[index])
         return packing.assemble(made, *self._lengths)
+
+    def owners(self, index: int) -> np.ndarray:
+        """Of which example each token of a row is, by number; that of padding means nothing."""
+        return np.asarray(self.bins[index])[self.row(index)["segments"] - 1]
 
 
 class Pairs:

@@ -64,6 +64,19 @@ class Examples:
         )
 
 
+def of(examples: Sequence[Encoded], sizes: Iterable[tuple[int, int]]) -> Examples:
+    """Examples in memory, all with the same names; `sizes` are bytes and words of each."""
+    streams = {
+        name: Tokens(
+            np.concatenate([np.asarray(example[name], np.int32) for example in examples]),
+            np.cumsum([0, *(len(example[name]) for example in examples)]),
+        )
+        for name in examples[0]
+    }
+    sums = np.sum([(0, 0), *sizes], axis=0)
+    return Examples(streams, int(sums[0]), int(sums[1]))
+
+
 class Writer(contextlib.ExitStack):
     """Writes examples below a directory, some at a time; a context, which closes its files."""
 

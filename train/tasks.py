@@ -177,7 +177,7 @@ class Task:
         if self.kind == "chat":
             return [message["content"] for message in _field(item, "messages", list)]
         if self.kind == "tag":
-            return [" ".join(_field(item, _named(self.source), list))]
+            return [" ".join(_field(item, named(self.source), list))]
         source = fill(self.source, item)
         return [source] if self.kind == "classify" else [source, fill(self.target, item)]
 
@@ -234,7 +234,7 @@ def _names(template: str) -> set[str]:
     return meta.find_undeclared_variables(_ENVIRONMENT.parse(template))
 
 
-def _named(template: str) -> str:
+def named(template: str) -> str:
     """The field that `{{ tokens }}`, or `tokens`, names."""
     return template.strip("{} ")
 
@@ -301,7 +301,7 @@ def _tag(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, 
     begin, end = _frame(words)
     examples = []
     for item in items:
-        tokens, tags = _field(item, _named(task.source), list), _field(item, task.label, list)
+        tokens, tags = _field(item, named(task.source), list), _field(item, task.label, list)
         if len(tokens) != len(tags):
             raise errors.BadInput(
                 f"a record has {len(tokens)} tokens and {len(tags)} tags; each token needs one"
