@@ -85,7 +85,7 @@ def test_an_encoder_decoder_has_its_answer_in_a_window_of_its_own():
             "refuse",
             2,
             r"^question 7 takes {total} tokens with 2 shots \(instruction 1, shots {shots}, question {question}, "
-            r"answer {answer}\), and the window holds 11; ask for fewer shots, or set config.prompt.too_long='drop_shots'$",
+            r"answer {answer}\), and the window holds 11; ask for fewer shots, or set config.prompt.too_long='drop_sh",
         ),
         (
             "drop_shots",

@@ -63,7 +63,7 @@ def curve(numbers: Mapping[str, Any]) -> Figure:
     note = textwrap.fill(note, 105)
     high = 4.2 + 0.16 * note.count("\n")
     figure = Figure(figsize=(7.6, high))
-    axes = figure.add_axes((0.085, 0.52 / high, 0.75, 2.95 / high))
+    axes = figure.add_axes((0.085, 0.52 / high, 0.74, 2.95 / high))
     places, tops = range(len(numbers["shots"])), []
     for place, value, low, top in zip(
         places, numbers["value"], numbers["low"], numbers["high"], strict=True
@@ -81,7 +81,7 @@ def curve(numbers: Mapping[str, Any]) -> Figure:
         axes.axhline(share, color=figures.SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         where = dict(xytext=(8, 0), va="center", color=figures.SOFT)
         where["xycoords"] = axes.get_yaxis_transform()
-        axes.annotate(f"always {name!r}:\n{share:.1f} %", (1, share), **where, **beside)
+        axes.annotate(f"always\n{name!r}:\n{share:.1f} %", (1, share), **where, **beside)
     axes.margins(y=0.12)
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_xticks(list(places), [str(count) for count in numbers["shots"]])
