@@ -181,7 +181,7 @@ def _training_sweep(overrides: Sequence[str]) -> int:
 
 def eval_verb(overrides: Sequence[str]) -> int:
     """measure a run's model on its held-out text, beside what a compressor makes of it"""
-    if _LM_EVAL.value is not None or _SHOTS.value is not None:
+    if any(flag.present for flag in (_LM_EVAL, _SHOTS, _CONFIG)):
         return _prompted(overrides)
     from train import evaluate, report
 
@@ -200,12 +200,12 @@ def _prompted(overrides: Sequence[str]) -> int:
     more: dict[str, Any] = dict(limit=_LIMIT.value, rows=_ROWS.value)
     if (tasks is None) == (_CONFIG.value is None or "prompt" not in _CONFIG.value):
         raise errors.BadInput(
-            "--shots needs prompts; add --config=FILE with a group prompt, or --lm_eval=TASKS, one of them"
+            "eval needs --config=FILE with a group prompt, or --lm_eval=TASKS, one of them; --shots alone asks nothing"
         )
     lm = model.load(_directory("from"))
     if tasks is not None:
         return harness.run(lm, tasks, shots, workdir, include=_INCLUDE.value, **more)
-    return few_shot.run(_config(overrides), lm, shots, workdir, **more)
+    return few_shot.run(_config(overrides), lm, shots or [0], workdir, **more)
 
 
 def inspect_verb(overrides: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Do lm-eval's requests get the answers that lm-eval means, and does a task of its run to its table?"""
 
 import json
+import sys
 import types
 
 import numpy as np
@@ -174,14 +175,11 @@ def test_a_task_of_lm_eval_scores_as_our_own_prompts_do(home, tmp_path, monkeypa
         assert scores == pytest.approx(list(mine["scores"].values()), rel=1e-6)
     assert "|moons|" in told and "|acc" in told
     assert (tmp_path / "theirs" / "manifest.json").is_file()
-    for name, message in (
-        (
-            "moon",
-            r"^lm-eval has no task 'moon' \(did you mean 'moons'\?\); tasks of your own are found with --include_",
-        ),
+    with pytest.raises(
+        errors.BadInput,
+        match=r"^lm-eval has no task 'moon' \(did you mean 'moons'\?\); tasks of your",
     ):
-        with pytest.raises(errors.BadInput, match=message):
-            harness.run(lm, [name], (), tmp_path)
+        harness.run(lm, ["moon"], (), tmp_path)
     with pytest.raises(
         errors.BadInput, match=r"^--include_path=nowhere is no directory; give one with YAML tasks$"
     ):
@@ -189,7 +187,7 @@ def test_a_task_of_lm_eval_scores_as_our_own_prompts_do(home, tmp_path, monkeypa
 
 
 def test_without_lm_eval_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(
         errors.BadInput,
         match=r"^tasks of lm-eval need lm_eval, which is not installed; pip install 'ganymede\[harness\]'$",

@@ -35,6 +35,7 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "eval": ("from",),
     "eval --shots": ("from", "config", "workdir", "shots", "limit", "batch_size"),
+    "eval --config": ("from", "config", "workdir", "shots", "limit", "batch_size"),
     "eval --lm_eval": (
         *("from", "workdir", "lm_eval", "include_path", "shots", "limit", "batch_size"),
     ),

@@ -334,7 +334,8 @@ def write(workdir: pathlib.Path, files: Mapping[str, str], described: Mapping[st
 def _table(numbers: Mapping[str, Any], console: Console) -> None:
     """What was measured, what the prompts took of the window, and what did not fit it."""
     arms, generated = numbers["arms"], numbers["score"] == "generation"
-    console.print(f"{numbers['questions']:,} questions; {shot_curve.described(numbers)}")
+    said = f"{numbers['questions']:,} questions; {shot_curve.described(numbers)}"
+    console.print(said, markup=False, soft_wrap=True)
     header = ["shots", f"{numbers['metric']} %", "95 % interval", f"above {arms[0]['shots']}", "p"]
     rows = []
     for arm in arms:
