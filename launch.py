@@ -69,6 +69,11 @@ _CHIP = flags.DEFINE_string("chip", None, "what these devices are, such as v5p o
 _BASELINE = flags.DEFINE_string("baseline", None, "the arm that others are compared with")
 _COMPARE = flags.DEFINE_string("compare", None, "another run, or evaluation, of the same records")
 _PROFILE = flags.DEFINE_string("profile", None, "START:COUNT traces so many steps for the profiler")
+# Of prompts that are evaluated.
+_SHOTS = flags.DEFINE_list("shots", None, "numbers of shots, such as 0,1,2,4; an arm for each")
+_LIMIT = flags.DEFINE_integer("limit", None, "only so many questions, the first ones")
+_LM_EVAL = flags.DEFINE_list("lm_eval", None, "tasks of lm-eval, by name")
+_INCLUDE = flags.DEFINE_string("include_path", None, "a directory with more tasks of lm-eval")
 # Of sweeps over a config.
 _ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
 _CHAIN = flags.DEFINE_bool("chain", False, "one key after the other, the rest as the config has it")
@@ -176,10 +181,31 @@ def _training_sweep(overrides: Sequence[str]) -> int:
 
 
 def eval_verb(overrides: Sequence[str]) -> int:
-    """measure a run's model on its held-out text and, if it learnt a task, what it makes of the test records"""
+    """measure a run's model on its held-out text and on the records of its task; or any model by prompts"""
+    if any(flag.present for flag in (_LM_EVAL, _SHOTS, _CONFIG)):
+        return _prompted(overrides)
     from train import task_eval
 
     return task_eval.run(_directory("from"), overrides, _WORKDIR.value, _COMPARE.value)
+
+
+def _prompted(overrides: Sequence[str]) -> int:
+    """What `eval` does with prompts: ours, of a config, or those of lm-eval's tasks."""
+    import model
+    from model import errors
+    from train import few_shot, harness
+
+    tasks, shots = _LM_EVAL.value, few_shot.counts(_SHOTS.value or ())
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+    more: dict[str, Any] = dict(limit=_LIMIT.value, rows=_ROWS.value)
+    if (tasks is None) == (_CONFIG.value is None or "prompt" not in _CONFIG.value):
+        raise errors.BadInput(
+            "eval needs --config=FILE with a group prompt, or --lm_eval=TASKS, one of them; --shots alone asks nothing"
+        )
+    lm = model.load(_directory("from"))
+    if tasks is not None:
+        return harness.run(lm, tasks, shots, workdir, include=_INCLUDE.value, **more)
+    return few_shot.run(_config(overrides), lm, shots or [0], workdir, **more)
 
 
 def inspect_verb(overrides: Sequence[str]) -> int:

@@ -264,6 +264,7 @@ def test_plan_prints_what_a_published_model_would_cost():
         (["replay", "--workdir=nowhere"], "nowhere"),
         (["inspect", "--from=nowhere"], "nowhere"),
         (["eval", "--from=nowhere"], "nowhere"),
+        (["eval", "--from={run}", "--shots=0"], "eval needs --config=FILE with a group prompt"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, arguments, message):

@@ -100,6 +100,18 @@ def lm(family: str = "llama", seed: int = 0, runtime: Runtime = Runtime()) -> mo
     return model.LM(config, params, words(), net)
 
 
+@functools.cache
+def small(family: str = "decoder_only") -> model.LM:
+    """As `lm`, of one layer: for tests of what a model is asked, which compile it under several shapes."""
+    shape: dict[str, Any] = dict(vocab_size=words().vocab_size, context_length=61, layers=1)
+    heads: dict[str, Any] = {} if family == "lstm" else dict(heads=2, hidden=10)
+    net = model.build(ModelConfig(**shape, **heads, width=12, family=family))
+    shapes = jax.eval_shape(functools.partial(model.init, net), key=jax.random.key(0))
+    numbers = np.random.default_rng(0)  # numpy's, which compile nothing
+    params = jax.tree.map(lambda x: numbers.normal(0.1, 0.7, x.shape).astype(np.float32), shapes)
+    return model.LM(net.config, params, words(), net)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scripted:
     """A net whose logits after a token at a position are `params["by_token"][token] + params["by_position"][position]`.

@@ -34,6 +34,11 @@ READS: dict[str, tuple[str, ...]] = {
         *("retry", "report", "allow_unequal_tokens"),
     ),
     "eval": ("from", "workdir", "compare"),
+    "eval --shots": ("from", "config", "workdir", "shots", "limit", "batch_size"),
+    "eval --config": ("from", "config", "workdir", "shots", "limit", "batch_size"),
+    "eval --lm_eval": (
+        *("from", "workdir", "lm_eval", "include_path", "shots", "limit", "batch_size"),
+    ),
     "inspect": ("from", "prompt"),
     "replay": ("workdir",),
     "import": ("from", "workdir"),
@@ -68,7 +73,9 @@ def parse(argv: Sequence[str], verbs: Mapping[str, Callable[..., int]]) -> list[
             )
         hint = errors.nearest(word, verbs)
         raise errors.BadInput(f"there is no verb {word!r}{hint}; known: {', '.join(verbs)}")
-    verb = "sweep --config" if words[1] == "sweep" and flags.FLAGS["config"].present else words[1]
+    variants = (name for name in READS if name.startswith(f"{words[1]} --"))
+    present = [name for name in variants if flags.FLAGS[name.split(" --")[1]].present]
+    verb = (present or [words[1]])[-1]
     reads, settings = READS[verb], options.NAMES if verb in SETTINGS else ()
     for name in (*options.NAMES, *(name for names in READS.values() for name in names)):
         if flags.FLAGS[name].present and name not in (*reads, *settings):
