@@ -241,6 +241,14 @@ def test_numbers_of_shots_and_questions_are_checked(data):
         few_shot.asked({"prompt": PROMPT, "data": data}, 0)
 
 
+def test_an_evaluation_lies_in_its_run_under_a_name_of_what_was_asked(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    lm = dataclasses.replace(tiny.small("lstm"), directory=tmp_path)
+    one, other = (few_shot.home(lm, None, "prompts", asked) for asked in ([0, 1], [0, 2]))
+    assert one.parent == tmp_path / "eval" and one.name.startswith("prompts-") and one != other
+    assert few_shot.home(lm, None, "prompts", [0, 1]) == one
+
+
 def test_a_model_from_nowhere_needs_a_workdir(data):
     with pytest.raises(
         errors.BadInput, match=r"^the model was not loaded from a directory; give a workdir$"

@@ -1,5 +1,7 @@
 """Are likelihoods those of the model's own forward pass, whatever stands beside them, and answers read as published?"""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -109,6 +111,14 @@ def test_text_and_continuation_are_encoded_as_one_and_cut_alike():
         assert [*given, *predicted] == [words.bos_id, *words.encode(context + text)]
     assert made[0].context == made[1].context, "both are likelihoods of what follows the same"
     assert len(made[0].context) < len(words.encode(context)) + 1, "a piece goes across the cut here"
+
+
+def test_a_soft_prompt_stands_before_all_that_is_given():
+    lm = tiny.small()
+    soft = types.SimpleNamespace(words=lm.words, config=lm.config, virtual_tokens=3)
+    plain, longer = (scoring.pairs(each, "a cat", [" sat"])[0] for each in (lm, soft))
+    size = lm.config.vocab_size
+    assert longer == Pair((size, size + 1, size + 2, *plain.context), plain.continuation)
 
 
 def test_a_target_stands_alone_and_has_its_end_if_asked():
