@@ -124,12 +124,14 @@ def test_decode_takes_settings_and_prompts_from_the_command_line(run, tmp_path):
     assert lines[0]["settings"]["stop"] == ["zz", "qq"]
 
 
-def test_eval_prints_bits_per_byte_beside_xz(run):
+def test_eval_prints_bits_per_byte_beside_xz_and_the_metrics_that_are_asked_for(run):
     directory, _ = run
-    done = launch("eval", f"--from={directory}")
+    changed = "--config.evaluate.metrics=['word_perplexity']"
+    done = launch("eval", f"--from={directory}", changed)
     assert done.returncode == 0, done.stderr
     assert "bits per byte" in done.stdout
     assert "xz -9e" in done.stdout
+    assert "perplexity per word" in done.stdout
 
 
 def test_inspect_draws_pictures_with_their_numbers(run):

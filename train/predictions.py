@@ -163,8 +163,7 @@ def _answers(
         found_BT, weights_BT = jax.device_get((compiled(run.params, batch), batch["weights"]))
         for found_T, weights_T in zip(found_BT, weights_BT, strict=True):
             if number < len(source_rows):
-                owners_T = source_rows.owners(number)[: len(found_T)]
-                asked_T = weights_T[: len(found_T)] > 0
+                owners_T, asked_T = source_rows.owners(number), weights_T > 0
                 for owner in np.unique(owners_T[asked_T]).tolist():
                     parts.setdefault(owner, []).append(found_T[asked_T & (owners_T == owner)])
             number += 1
