@@ -254,6 +254,7 @@ def test_a_field_that_is_no_text_is_refused_where_text_is_wanted(tmp_path):
         next(documents.read(source))
 
 
+@pytest.mark.oracle
 def test_parquet_gives_its_rows_and_a_broken_file_is_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
@@ -266,6 +267,7 @@ def test_parquet_gives_its_rows_and_a_broken_file_is_named(tmp_path):
         records(str(path))
 
 
+@pytest.mark.oracle
 def test_a_saved_data_set_gives_the_rows_of_the_split_that_is_named(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {

@@ -58,6 +58,7 @@ def test_a_long_context_loses_its_beginning_and_is_counted():
         adapter.loglikelihood(requests(("a", " cat" * 99)))
 
 
+@pytest.mark.oracle
 def test_rolling_windows_are_those_of_lm_evals_documentation(monkeypatch):
     pytest.importorskip("lm_eval")
     # Tokens 0 to 9, a window of 4: as `LM.loglikelihood_rolling` draws them.
@@ -81,6 +82,7 @@ def test_rolling_windows_are_those_of_lm_evals_documentation(monkeypatch):
     ]
 
 
+@pytest.mark.oracle
 def test_an_encoder_decoder_has_no_rolling_likelihood():
     pytest.importorskip("lm_eval")
     adapter = harness.Adapter(tiny.small("encoder_decoder"))
@@ -154,7 +156,7 @@ def home(tmp_path_factory):
     return home
 
 
-@pytest.mark.once
+@pytest.mark.oracle
 def test_a_task_of_lm_eval_scores_as_our_own_prompts_do(home, tmp_path, monkeypatch, capsys):
     tasks = pytest.importorskip("lm_eval.tasks")
     pytest.importorskip("datasets")
