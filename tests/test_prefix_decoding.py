@@ -18,6 +18,7 @@ from decode.settings import Settings
 from decode.strategy import Models
 from model import errors
 from model.config import ModelConfig
+from train import scoring
 
 PROMPT = np.random.RandomState(7).randint(5, 300, 13).tolist()
 NEGATIVE = np.random.RandomState(11).randint(5, 300, 5).tolist()
@@ -90,6 +91,14 @@ def test_contrastive_search_compares_with_what_was_seen_both_ways():
     held_BSD = jobs._search(lm(), asked, 1, 31).features_BSD[:, : len(PROMPT) - 1]
     expected = contrastive._unit(whole(PROMPT, len(PROMPT))[1]["features"])
     np.testing.assert_allclose(held_BSD, expected[:, : len(PROMPT) - 1], atol=1e-5)
+
+
+def test_a_likelihood_is_that_of_a_text_behind_a_prompt_that_is_seen_both_ways():
+    pair = scoring.Pair(tuple(PROMPT), (9, 8))
+    (found,) = scoring.Reader(lm(), rows=1).likelihoods([pair])
+    logits = whole([*PROMPT, 9, 8], len(PROMPT))[0][0, len(PROMPT) - 1 : len(PROMPT) + 1]
+    expected = jax.nn.log_softmax(logits)[jnp.arange(2), jnp.array([9, 8])].sum()
+    assert abs(found.logprob - expected) < 1e-4
 
 
 def test_a_prompt_that_is_seen_as_a_whole_has_no_log_probabilities():

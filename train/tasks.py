@@ -160,9 +160,7 @@ class Task:
                 messages = _field(prompt, "messages", list)
             return words.encode(words.chat(messages), special=True)
         if self.kind == "tag":
-            tokens = (
-                prompt if isinstance(prompt, str) else _field(prompt, _named(self.source), list)
-            )
+            tokens = prompt if isinstance(prompt, str) else _field(prompt, named(self.source), list)
             return tokens if isinstance(tokens, str) else " ".join(tokens)
         if not self.whole:
             text = prompt if isinstance(prompt, str) else str(_field(prompt, "text", str))
