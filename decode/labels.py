@@ -64,7 +64,7 @@ def tag(
     """
     _check_head(lm, "token", "tag words")
     split = [text.split() if isinstance(text, str) else text for text in texts]
-    return _answers(lm, [_words(lm, i, each, 0) for i, each in enumerate(split)], batch_size)
+    return answers(lm, [_words(lm, i, each, 0) for i, each in enumerate(split)], batch_size)
 
 
 def fill(
@@ -95,7 +95,7 @@ def complete(
             if strict:
                 raise
             done[request.id] = outcome.refused(request, str(error))
-    done |= {answer.id: answer for answer in _answers(lm, todo, batch_size)}
+    done |= {each.id: each for each in answers(lm, todo, batch_size)}
     return [done[request.id] for request in requests]
 
 
@@ -214,7 +214,7 @@ def _read(lm: LM, id: Any, ids: Sequence[int]) -> tuple[int, ...]:
     return read
 
 
-def _answers(lm: LM, todo: Sequence[Asked], batch_size: int) -> list[Completion]:
+def answers(lm: LM, todo: Sequence[Asked], batch_size: int = asked.BATCH_SIZE) -> list[Completion]:
     """An answer for each text, in their order; texts of one bucket share batches."""
     asked.check_batch_size(batch_size)
     window = lm.config.context_length
