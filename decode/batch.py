@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from decode import grammar, jobs, loop, outcome, rules, stopping
+from decode import grammar, jobs, labels, loop, outcome, rules, stopping
 from decode import requests as asked
 from decode import state as states
 from decode.jobs import Job
@@ -24,7 +24,7 @@ from decode.state import State
 from decode.strategy import Models
 from model import LM, errors
 
-BATCH_SIZE = 8
+BATCH_SIZE = asked.BATCH_SIZE
 STEPS = 32  # between two looks of the host: often enough that Ctrl-C is heard
 OnToken = Callable[[str | int, int, int, str], Any]
 
@@ -57,9 +57,13 @@ def generate(
         on_token: called with (request id, sample, token, the text it adds) as each token comes.
 
     Returns:
-        Completions in the order of the prompts, those of one together. One that failed says so itself.
+        Completions in the order of the prompts, those of one together. One that failed says so itself. Those of an
+        encoder are answers, as `labels.complete` gives them.
     """
-    requests, lms = asked.requests(prompts, settings), _models(lm, draft, amateur)
+    requests = asked.requests(prompts, settings)
+    if lm.config.family == "encoder_only" and draft is None and amateur is None:
+        return labels.complete(lm, requests, batch_size, strict)
+    lms = _models(lm, draft, amateur)
     done: dict[str | int, list[Completion]] = {request.id: [] for request in requests}  # type: ignore[misc]
     tellers: dict[tuple, outcome.Teller] = {}
     todo = []
@@ -116,8 +120,8 @@ def _models(lm: LM, draft: LM | None, amateur: LM | None) -> Models:
     for name, other in (("model", lm), ("draft", draft), ("amateur", amateur)):
         if other and other.config.family == "encoder_only":
             raise errors.BadInput(
-                f"the {name} is an encoder_only model, which fills and classifies, and does not write; "
-                "decode with a decoder_only, encoder_decoder or recurrent one"
+                f"the {name} is an encoder_only model, which labels texts and fills masks at once: it is no helper, "
+                "has none, and does not stream; generate with it alone"
             )
         jobs.check_helper(name, lm, other)
     return Models(lm, amateur, draft)
@@ -153,10 +157,7 @@ def _run(
     lms: Models, todo: list[Job], seed: int, batch_size: int, steps: int
 ) -> Iterator[tuple[Job, list[int], list[Completion]]]:
     """Yields (job, its tokens since last time, its completions once it is done), every `steps` steps."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise errors.BadInput(
-            f"batch_size is {batch_size!r}; it must be a whole number of at least 1"
-        )
+    asked.check_batch_size(batch_size)
     alike: dict[tuple, list[Job]] = collections.defaultdict(list)
     for job in todo:
         alike[job.strategy, job.settings.constrained, _shapes(lms.main, job)].append(job)
@@ -264,7 +265,7 @@ class _Group:
 
     def _first(self, job: Job, slots: int) -> State:
         """The rows of a job at its start; samples of one prompt share its caches."""
-        read = job.read, job.guide_read
+        read = job.opening, job.guide_read, job.guide_token
         if self.prefilled[0] != read:
             self.prefilled = read, jobs.prefilled(self.lms, job)
         return jobs.begin(

@@ -55,11 +55,21 @@ def blank(strategy: Strategy, net: nn.Module, rows: int, slots: int) -> Search:
 
 
 @functools.partial(jax.jit, static_argnames=("net",))
-def read(net: nn.Module, params: Any, search: Search, tokens_1T: jax.Array) -> Search:
-    """A search that knows the hidden states of what was read before the first step, zeros behind it."""
+def read(
+    net: nn.Module,
+    params: Any,
+    search: Search,
+    tokens_1T: jax.Array,
+    prefix_1: jax.Array | None = None,
+) -> Search:
+    """A search that knows the hidden states of what was read before the first step, zeros behind it.
+
+    `prefix_1` are so many tokens as see each other both ways.
+    """
     memory = cache.for_prompt(net.config, tokens_1T.shape[1], net.runtime.dtype)
     mask_1T = jnp.ones(tokens_1T.shape, bool)
-    aux = net.apply({"params": params}, tokens_1T, mask_1T, memory, method="trace")[2]
+    both_ways = {} if prefix_1 is None else {"prefix": prefix_1}
+    aux = net.apply({"params": params}, tokens_1T, mask_1T, memory, method="trace", **both_ways)[2]
     held_BSD = search.features_BSD
     known = min(held_BSD.shape[1], tokens_1T.shape[1])
     features_1TD = _unit(aux["features"])[:, :known]

@@ -12,7 +12,12 @@ from decode.requests import Completion, Request
 
 NUMBERS = ("logprobs", "sampled_logprobs", "margins")
 ON_REQUEST = ("entropies", "kept_masses", "ranks", "kept_counts")
-WHOLE = ("text", "finish_reason", "stopped_by", "score", "prompt_logprobs", "error", *ON_REQUEST)
+ANSWERS = ("places", "labels", "label_logprobs")
+WHOLE = (
+    *("text", "finish_reason", "stopped_by", "score", "prompt_logprobs", "error"),
+    *ON_REQUEST,
+    *ANSWERS,
+)
 LEAST_NOISE = 1e-6  # of float32 logits; two runs may agree by luck before they part
 GENEROUS = 16  # a margin of so many times the noise that was seen still counts as a near tie
 
@@ -51,6 +56,7 @@ class Report:
         noise: the largest difference between log-probabilities before tokens part.
         near_tie: whether the first different token had won by no more than such noise may decide.
         environment: what is not as it was, a line each.
+        unit: what tokens are: of an encoder its answers.
     """
 
     completions: int
@@ -62,6 +68,7 @@ class Report:
     noise: float
     near_tie: bool
     environment: tuple[str, ...]
+    unit: str = "tokens"
 
     @property
     def identical(self) -> bool:
@@ -71,7 +78,7 @@ class Report:
     def __str__(self) -> str:
         changed = [f"  {line}" for line in self.environment]
         if self.first is None:
-            said = f"identical: {self.completions} completions, {self.tokens} tokens, every number to the bit"
+            said = f"identical: {self.completions} completions, {self.tokens} {self.unit}, every number to the bit"
             return "\n".join([said, *(["although", *changed] if changed else [])])
         said = f"different: {_place(self.first)}: {_values(self.first)}"
         lines = [
@@ -129,6 +136,7 @@ def compare(
         noise=noise,
         near_tie=near_tie,
         environment=tuple(environment),
+        unit="tokens" if all(done.places is None for done in expected) else "answers",
     )
 
 

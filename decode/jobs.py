@@ -51,6 +51,11 @@ class Job:
     limit: int
     ends: tuple[int, ...]
 
+    @property
+    def opening(self) -> tuple[tuple[int, ...], int]:
+        """What is read before the first step, and what that feeds."""
+        return self.read, self.tokens[-1]
+
 
 def bucket(count: int, smallest: int, largest: int) -> int:
     """The power of two from `smallest` up that holds `count`, or `largest`: few shapes, few compilations."""
@@ -128,6 +133,11 @@ def _begin(
         raise errors.BadInput(
             f"request {request.id!r} asks for prompt_logprobs, and the prompt begins with {lm.virtual_tokens} virtual "
             "tokens, which are never predicted; leave them out"
+        )
+    if request.settings.prompt_logprobs and lm.prefix:
+        raise errors.BadInput(
+            f"request {request.id!r} asks for prompt_logprobs, and a prefix LM sees all of its prompt, none of which "
+            "it predicts; leave them out"
         )
     if not separate:
         return prompt[:-1], prompt
@@ -233,14 +243,15 @@ def _called(lms: Models, strategy: Strategy) -> Models:
 def prefilled(lms: Models, job: Job) -> Models:
     """The caches that have read a job's prompt."""
     called = _called(lms, job.strategy)
-    reads = Models(job.read, job.guide_read, job.read)
-    return Models(*(lm and _prefill(lm, read) for lm, read in zip(called, reads, strict=True)))
+    openings = Models(job.opening, (job.guide_read, job.guide_token), job.opening)
+    return Models(*(lm and _prefill(lm, *each) for lm, each in zip(called, openings, strict=True)))
 
 
-def _prefill(lm: LM, read: tuple[int, ...]) -> Any:
-    """The cache that has read these tokens."""
-    padded_BT = _padded(read, bucket(len(read), SMALLEST_PROMPT, lm.config.context_length))
-    return loop.prefill(lm.net, lm.params, padded_BT, np.int32(len(read)))
+def _prefill(lm: LM, read: tuple[int, ...], fed: int) -> Any:
+    """The cache that has read these tokens, before another is fed."""
+    seen = (*read, fed) if lm.prefix else read
+    padded_BT = _padded(seen, bucket(len(seen), SMALLEST_PROMPT, lm.config.context_length))
+    return loop.prefill(lm.net, lm.params, padded_BT, np.int32(len(read)), lm.prefix)
 
 
 def _padded(tokens: tuple[int, ...], size: int) -> np.ndarray:
@@ -308,8 +319,10 @@ def _search(lm: LM, job: Job, rows: int, held: int) -> Any:
     blank = loop.SEARCHES[job.strategy.kind](job.strategy, lm.net, rows, held)
     if job.strategy.kind != "contrastive" or lm.config.family == "encoder_decoder":
         return blank
-    size = bucket(len(job.read), SMALLEST_PROMPT, lm.config.context_length)
-    return contrastive.read(lm.net, lm.params, blank, _padded(job.read, size))
+    seen = job.tokens if lm.prefix else job.read
+    padded_1T = _padded(seen, bucket(len(seen), SMALLEST_PROMPT, lm.config.context_length))
+    prefix = np.array([len(seen)], np.int32) if lm.prefix else None
+    return contrastive.read(lm.net, lm.params, blank, padded_1T, prefix)
 
 
 @functools.partial(jax.jit, static_argnames=("rows",))

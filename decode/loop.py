@@ -24,17 +24,27 @@ from model import cache
 Step = Callable[[Strategy, Models, Models, State], State]
 
 
-@functools.partial(jax.jit, static_argnames=("net",))
-def prefill(net: nn.Module, params: Any, tokens_BT: jax.Array, count: jax.Array) -> Any:
+@functools.partial(jax.jit, static_argnames=("net", "prefix"))
+def prefill(
+    net: nn.Module, params: Any, tokens_BT: jax.Array, count: jax.Array, prefix: bool = False
+) -> Any:
     """The cache of one prompt's first `count` tokens; [1, T] whatever the batch is, so its bits never depend on it.
 
     They are all but the last, which the first step feeds, as every step feeds the newest token; or the whole source
     of an encoder-decoder, whose first step feeds the token that its target begins with.
+
+    The prompt of a prefix LM is read whole, since all of it is seen from everywhere, and its last token forgotten
+    again: the first step, feeding it, finds what it would have seen.
     """
     size = tokens_BT.shape[1]
     blank = cache.for_prompt(net.config, size, net.runtime.dtype)
-    mask_BT = jnp.arange(size)[None] < count
-    return net.apply({"params": params}, tokens_BT, mask_BT, blank, method="read")
+    if not prefix:
+        mask_BT = jnp.arange(size)[None] < count
+        return net.apply({"params": params}, tokens_BT, mask_BT, blank, method="read")
+    mask_BT = jnp.arange(size)[None] < count + 1
+    whole = mask_BT.sum(axis=1, dtype=jnp.int32)
+    read = net.apply({"params": params}, tokens_BT, mask_BT, blank, whole, method="read")
+    return cache.roll_back(read, count)
 
 
 @functools.partial(jax.jit, static_argnames=("net",))

@@ -220,7 +220,14 @@ def _written(value: Any) -> Any:
 
 
 def _read_back(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_read_back, value))
     return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def _tuple(texts: Any) -> Any:
+    """Lists of texts, which are never numbers, as tuples."""
+    return tuple(map(_tuple, texts)) if isinstance(texts, list) else texts
 
 
 def name(requests: Sequence[Request], seed: int, *helpers: LM | None) -> str:
@@ -301,7 +308,7 @@ def _read_completions(
         requests.setdefault(row["id"], Request(row.pop("prompt"), settings, row["id"]))
         row["margins"] = [math.inf if margin is None else margin for margin in row["margins"]]
         lists = {
-            name: tuple(map(_read_back, value))
+            name: _tuple(value) if name == "labels" else tuple(map(_read_back, value))
             for name, value in row.items()
             if isinstance(value, list)
         }

@@ -8,6 +8,8 @@ from typing import Any
 from decode.settings import Settings
 from model import errors
 
+BATCH_SIZE = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -67,6 +69,10 @@ class Completion:
             distribution the entropy in nats, the mass and number of tokens that filters kept, and the token's rank.
         prompt_logprobs: on request, of the prompt's tokens but the first.
         error: why it failed.
+        places: of an encoder's answer, where in the prompt's tokens it was asked: at a text's first token, at the first
+            of each word (-1 is a word without any), or at each mask. Its `tokens` are what it says there, numbers of
+            labels or ids of pieces; `logprobs` and `margins` are theirs, and `text` is all of it for people.
+        labels, label_logprobs: for each place the names of labels or pieces, the likeliest first, and how likely.
     """
 
     id: str | int
@@ -86,6 +92,17 @@ class Completion:
     kept_counts: tuple[int, ...] | None = None
     prompt_logprobs: tuple[float, ...] | None = None
     error: str | None = None
+    places: tuple[int, ...] | None = None
+    labels: tuple[tuple[str, ...], ...] | None = None
+    label_logprobs: tuple[tuple[float, ...], ...] | None = None
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuses what is no number of rows."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise errors.BadInput(
+            f"batch_size is {batch_size!r}; it must be a whole number of at least 1"
+        )
 
 
 def requests(prompts: Iterable[Any], settings: Settings | None = None) -> list[Request]:

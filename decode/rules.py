@@ -74,8 +74,19 @@ def check(lm: LM, settings: Settings) -> None:
     _row(_vocabulary(lm), settings, counts(lm, [settings]))
 
 
+# What an encoder's answer depends on, or goes without saying: its labels are the likeliest.
+HEEDED = ("top_k", "temperature", "max_new_tokens")
+
+
 def notes(lm: LM, settings: Iterable[Settings]) -> list[str]:
     """What of some settings has no effect on this model, a line each."""
+    if lm.config.family == "encoder_only":
+        changed = {name: value for s in settings for name, value in s.changed.items()}
+        return [
+            f"{name} is {value!r}, and an encoder does not write; of settings it heeds top_k alone"
+            for name, value in changed.items()
+            if name not in HEEDED
+        ]
     size = lm.config.vocab_size
     wide = sorted({s.top_k for s in settings if s.top_k > size})
     return [

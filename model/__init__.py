@@ -49,6 +49,7 @@ class LM:
         tokenizer: the one the weights were trained with; None where a directory of published weights has none.
         net: the Flax module; `net.apply({"params": params}, tokens) -> (logits, aux)`.
         directory: where it was loaded from, if it was.
+        prefix: whether it has learnt to see all of a prompt from any place of it, as a prefix LM does.
     """
 
     config: ModelConfig
@@ -56,6 +57,7 @@ class LM:
     tokenizer: Any
     net: nn.Module
     directory: pathlib.Path | None = None
+    prefix: bool = False
 
     @property
     def words(self) -> Tokenizer:
@@ -162,13 +164,13 @@ class Adapted:
 
 def _load_run(directory: pathlib.Path, groups: dict[str, Any], mesh: Mesh | None) -> LM:
     config, words, meta = _checked(directory, groups)
-    net = build(config)
     if groups.get("adapt") is not None:
         found = load_adapter(directory, mesh)
         params = adapters.merge(found.base.params, found.tree, found.config)
-        return LM(config, params, words, net, directory)
-    params = _restored(directory, meta, _boxed(config), mesh)
-    return LM(config, params, words, net, directory)
+    else:
+        params = _restored(directory, meta, _boxed(config), mesh)
+    prefix = groups.get("task", {}).get("kind") == "prefix"
+    return LM(config, params, words, build(config), directory, prefix)
 
 
 def load_adapter(directory: str | pathlib.Path, mesh: Mesh | None = None) -> Adapted:

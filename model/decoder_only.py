@@ -74,15 +74,19 @@ class DecoderOnly(nn.Module):
         """Float32 logits [B, T, V] of hidden states."""
         return self.output(x_BTD, self.embedding.weight if self.config.tied else None)
 
-    def read(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> Cache:
+    def read(
+        self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache, prefix: jax.Array | None = None
+    ) -> Cache:
         """The cache with a prompt in it."""
-        return self.features(tokens_BT, mask=mask, cache=cache)[1]["cache"]
+        return self.features(tokens_BT, mask=mask, prefix=prefix, cache=cache)[1]["cache"]
 
     def extend(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
         """Float32 logits [B, T, V] behind each token, and the cache with them in it."""
         return self.trace(tokens_BT, mask, cache)[:2]
 
-    def trace(self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache) -> tuple:
+    def trace(
+        self, tokens_BT: jax.Array, mask: jax.Array, cache: Cache, prefix: jax.Array | None = None
+    ) -> tuple:
         """What `extend` gives, and `aux` with the last hidden state as `features` and every layer's as `hidden`."""
-        x_BTD, aux = self.features(tokens_BT, mask=mask, cache=cache)
+        x_BTD, aux = self.features(tokens_BT, mask=mask, prefix=prefix, cache=cache)
         return self.head(x_BTD), aux["cache"], {**aux, "features": x_BTD}

@@ -89,9 +89,29 @@ class Tokenizer(Protocol):
         """Writes what `load` needs to give the same tokenizer back."""
 
 
-def prompt_ids(words: Tokenizer, text: str) -> list[int]:
+def prompt_ids(words: Tokenizer, text: str, *, special: bool = False) -> list[int]:
     """A prompt as a model reads it: between the ids that its tokenizer puts around a text."""
-    return [*words.prefix_ids, *words.encode(text), *words.suffix_ids]
+    return [*words.prefix_ids, *words.encode(text, special=special), *words.suffix_ids]
+
+
+def frame(words: Tokenizer) -> tuple[list[int], list[int]]:
+    """What stands before and behind a text that is whole: what prompts have, else its begin and its end."""
+    begin = list(words.prefix_ids) or [id for id in (words.bos_id,) if id is not None]
+    return begin, list(words.suffix_ids) or [end_id(words)]
+
+
+def end_id(words: Tokenizer) -> int:
+    """What ends a text; refuses a tokenizer without."""
+    if words.eos_id is None:
+        raise errors.BadInput(
+            f"tokenizer {words.digest[:16]} has no id for the end of a text; use or train another"
+        )
+    return words.eos_id
+
+
+def token_texts(tokens: Sequence[str]) -> list[str]:
+    """Words as they stand in a text: each but the first behind a space."""
+    return [token if i == 0 else f" {token}" for i, token in enumerate(tokens)]
 
 
 def train(

@@ -56,6 +56,13 @@ class Trained:
         return {self._processor.id_to_piece(id): id for id in ids}
 
     @functools.cached_property
+    def _hiding(self) -> set[int]:
+        """The ids that stand for hidden pieces: where pieces begin with a space, they have hidden it too."""
+        spaced = any(len(raw) > 1 and raw.startswith(b" ") for raw in self._bytes)
+        said = {*FIXED, *chat.SPECIAL}
+        return {id for piece, id in self._controls.items() if spaced and piece not in said}
+
+    @functools.cached_property
     def vocab_size(self) -> int:
         """The number of ids, special ids and bytes included."""
         return self._processor.vocab_size()
@@ -164,6 +171,8 @@ class Trained:
         """What SentencePiece is to encode, and the ids of what it would write otherwise."""
         segmentation.check_unicode(text)
         for stretch, id in segmentation.split_at(text, self._controls if special else {}):
+            if id in self._hiding:
+                stretch = stretch.removesuffix(" ")
             for part in _parts(stretch):
                 yield self._space_ids if part == SPACE else part
             if id is not None:

@@ -150,7 +150,7 @@ def test_a_token_gets_the_likeliest_tag_of_its_first_piece_and_tokens_cut_off_ar
     found = measured(run)
     cut = 0
     for line, record in zip(found.lines, RECORDS["tag"], strict=True):
-        pieces = [words().encode(text) for text in tasks.token_texts(record["tokens"])]
+        pieces = [words().encode(text) for text in tokenizer.token_texts(record["tokens"])]
         ids = framed([id for token in pieces for id in token])[:length]
         best_T = alone(run, ids).argmax(-1)[: len(ids)]
         firsts = np.cumsum([1, *map(len, pieces[:-1])])

@@ -6,7 +6,8 @@ import pytest
 
 import model
 from model import errors, tokenizer
-from train import tasks
+from model.config import ModelConfig
+from train import prepare, recipe, tasks
 
 TEXT = "the small moon goes around the large planet , and the dog looks at the moon .\n" * 7
 PAIR = {"fr": "la lune", "en": "the moon"}
@@ -84,6 +85,39 @@ def test_a_prompt_of_a_chat_asks_for_an_answer(words):
     framed = tasks.Task("chat").framed("the moon", words)
     asked = words.chat([{"role": "user", "content": "the moon"}], add_generation_prompt=True)
     assert framed == words.encode(asked, special=True)
+
+
+def test_what_a_task_hides_is_special_in_its_prompts_too(words):
+    hidden = words.encode("<extra_id_0>", special=True)
+    expected = [words.bos_id, *words.encode("the"), *hidden, *words.encode(" moon")]
+    for prompt in ("the <extra_id_0> moon", {"text": "the <extra_id_0> moon"}):
+        assert tasks.Task("spans").framed(prompt, words) == expected
+    assert words.mask_id in tasks.Task("denoising").framed("the <mask> moon", words)
+    assert tasks.Task("masked").framed("the <mask>", words) == "the <mask>", "for decoding to read"
+
+
+def test_a_prompt_to_tag_is_a_text_or_the_words_of_a_record(words):
+    task = tasks.Task("tag", source="{{ tokens }}", labels=("O",))
+    assert task.framed({"tokens": ["the", "moon"]}, words) == "the moon"
+    assert task.framed("the moon", words) == "the moon"
+
+
+def test_a_prompt_that_an_encoder_could_not_answer_is_refused_before_training(words):
+    config = ModelConfig(words.vocab_size, 13, 1, 4, 2, family="encoder_only", position="learned")
+    asked = recipe.from_config(
+        {
+            "model": {"family": "encoder_only", "layers": 1, "width": 4, "heads": 2, "context_length": 13},
+            "task": {"kind": "masked"},
+            "tokenizer": {"path": "elsewhere"},
+            "data": {"train": "elsewhere", "length": 13},
+            "train": {"steps": 1, "batch_size": 1},
+            "decode": {"prompts": ("the <mask> moon", "the moon")},
+        }
+    )  # fmt: skip
+    with pytest.raises(
+        errors.BadInput, match="'config.decode.prompts: the moon' has no <mask>, and"
+    ):
+        prepare._check_prompts(asked, words, config)
 
 
 def test_a_text_fills_the_one_field_of_a_template(words):

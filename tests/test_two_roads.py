@@ -1,5 +1,6 @@
 """Do the decode loop and one full forward pass say the same, for every family? Promise 2 of the contract."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,6 +23,11 @@ MINE = Request(
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
 def lm(request):
     return tiny.lm(request.param)
+
+
+@functools.cache
+def both_ways(net):
+    return jax.jit(lambda p, t, n: net.apply({"params": p}, t, prefix=n)[0])
 
 
 @functools.cache
@@ -60,6 +66,25 @@ def test_log_probabilities_equal_those_of_one_full_forward_pass(lm, length):
         logprobs = scipy.special.log_softmax(logits, axis=1)
         expected = logprobs[np.arange(len(done.tokens)), list(done.tokens)]
         np.testing.assert_allclose(done.logprobs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_prefix_lm_reads_its_prompts_both_ways_on_either_road(name):
+    """Two prompts that differ in their last token alone, which all of a prompt sees; read forwards, as a control."""
+    lm = tiny.lm(name)
+    prompts = [[*range(5, 24), last] for last in (29, 31)]
+    settings = Settings(max_new_tokens=23, temperature=1.1, n=2)
+    for prefix in (True, False):
+        read = dataclasses.replace(lm, prefix=prefix)
+        for done in decode.generate(read, prompts, settings, seed=7):
+            size, count = lm.config.context_length, len(done.prompt_tokens)
+            row = [*done.prompt_tokens, *done.tokens]
+            given = jnp.array([[*row, *[0] * (size - len(row))]])
+            logits = np.asarray(both_ways(lm.net)(lm.params, given, jnp.array([count])), np.float64)
+            logprobs = scipy.special.log_softmax(logits[0], axis=1)[count - 1 : len(row) - 1]
+            expected = logprobs[np.arange(len(done.tokens)), list(done.tokens)]
+            apart = np.abs(np.array(done.logprobs) - expected).max()
+            assert apart < 1e-5 if prefix else apart > 1e-2
 
 
 def test_greedy_tokens_are_the_best_of_one_full_forward_pass(lm):

@@ -328,9 +328,9 @@ def _samples(
     host_params: Any,
 ) -> None:
     """Records what the model makes of the config's prompts now: per name of settings, pairs of prompt and text."""
-    lm = model.LM(
-        config, jax.device_put(blocks.unstack_layers(host_params)), words, model.build(config)
-    )
+    params = jax.device_put(blocks.unstack_layers(host_params))
+    prefix = asked.task.kind == "prefix"
+    lm = model.LM(config, params, words, model.build(config), prefix=prefix)
     named = asked.requests(words)
     prompts = {request.id: (name, prompt) for name, prompt, request in named}
     texts: dict[str, list[tuple[str, str]]] = {name: [] for name in asked.decode.settings}

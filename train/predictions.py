@@ -87,7 +87,7 @@ def _tags(run: Run, records: Sequence[Record]) -> list[Line]:
     lines = []
     for number, record in enumerate(records):
         tokens = source(task, record)
-        pieces = words.encode_batch(tasks.token_texts(tokens))
+        pieces = words.encode_batch(tokenizer.token_texts(tokens))
         spelled = [i for i, ids in enumerate(pieces) if ids]
         scores_TC = found.get(number, np.zeros((0, len(task.labels))))
         tags = [OUTSIDE] * len(tokens)

@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import model
+from decode import labels
+from decode.requests import Request
 from model import checkpoint, errors, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -112,6 +115,12 @@ def _tokenizer(
 
 def _check_prompts(asked: Recipe, words: Tokenizer, config: ModelConfig) -> None:
     """Refuses prompts that sampling would refuse, before hours have gone into training."""
+    if config.family == "encoder_only":
+        lm = model.LM(config, {}, words, model.build(config))
+        for prompt in asked.decode.prompts:
+            framed = asked.task.framed(prompt, words)
+            labels.of(lm, Request(framed, id=f"config.decode.prompts: {prompt}"))
+        return
     for prompt in asked.decode.prompts:
         framed = asked.task.framed(prompt, words)
         ids = tokenizer.prompt_ids(words, framed) if isinstance(framed, str) else framed

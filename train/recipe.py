@@ -188,11 +188,11 @@ def of_run(directory: str | os.PathLike[str], changed: Sequence[str] = ()) -> Re
 
 
 def frame_of(directory: pathlib.Path, words: Words) -> Callable[[Any], str | list[int]] | None:
-    """What a run's task makes of a prompt; None where there is no run, or it learnt from documents."""
+    """What a run's task makes of a prompt; None where there is no run, or it reads a mere text as it is."""
     if not (directory / "config.json").is_file() or sources.read(directory)[0] != "run":
         return None
     task = of_run(directory).task
-    return functools.partial(task.framed, words=words) if task.whole else None
+    return functools.partial(task.framed, words=words) if task.whole or task.special else None
 
 
 def to_json(recipe: Recipe, model: ModelConfig) -> str:

@@ -26,7 +26,7 @@ from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import RECURRENT
-from train import curves, embeddings, figures, scatter, visible
+from train import answers, curves, embeddings, figures, scatter, visible
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
@@ -238,6 +238,23 @@ def completions_table(
     _print(table, console)
 
 
+def answers_table(
+    kind: str, rows: Iterable[tuple[str, str, Completion]], console: Console | None = None
+) -> None:
+    """Prints what a head says of each prompt, as `answers.lines` has it; `rows` are those of `completions_table`."""
+    table = _grid(box.HORIZONTALS, show_header=True)
+    table.columns[0].header = "answer"
+    table.add_column("of what\nprobabilities, the largest first", overflow="fold", ratio=1)
+    for name, prompt, completion in rows:
+        lines = answers.lines(kind, prompt, completion)
+        for i, (side, text) in enumerate(lines):
+            side = f"{name}\n{side}" if name and not i else side
+            table.add_row(
+                Text(_safe(side), "bold"), Text(_safe(text)), end_section=i == len(lines) - 1
+            )
+    _print(table, console)
+
+
 def complete(
     lm: model.LM,
     named: Sequence[tuple[str, Request]],
@@ -256,13 +273,18 @@ def complete(
     requests = decode.requests(request for _, request in named)
     texts = [r.prompt if isinstance(r.prompt, str) else lm.words.decode(r.prompt) for r in requests]
     single = len(requests) == 1 and max(requests[0].settings.n, requests[0].settings.best_of) == 1
-    if single and sys.stdout.isatty():
+    encoder = lm.config.family == "encoder_only"
+    if single and sys.stdout.isatty() and not encoder:
         pieces = decode.stream(lm, requests[0], **others)
         return requests, [completion_stream(texts[0], pieces)]
     completions = decode.generate(lm, requests, strict=len(requests) == 1, **others)
     names = [name for name, _ in named]
     told = {r.id: (name, text) for r, name, text in zip(requests, names, texts, strict=True)}
-    completions_table((*told[done.id], done) for done in completions)
+    rows = [(*told[done.id], done) for done in completions]
+    if encoder:
+        answers_table(lm.config.head.kind, rows)
+    else:
+        completions_table(rows)
     return requests, completions
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from model import errors
+from model import errors, tokenizer
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from train import corruption, objectives, packing, tasks
@@ -169,7 +169,7 @@ class Pairs:
     ) -> None:
         self._documents, self._hide, self._weight = documents, hide, np.float32(rate * length)
         self._places = objectives.places(documents, length)
-        self._cls, self._sep = words.prefix_ids[0], (*words.suffix_ids, tasks.end_id(words))[0]
+        self._cls, self._sep = words.prefix_ids[0], (*words.suffix_ids, tokenizer.end_id(words))[0]
         self._length, self._seed, self._name = length, seed, name
 
     def __len__(self) -> int:
@@ -319,7 +319,7 @@ def _changes(
     if task.kind == "masked":
         return length, functools.partial(_masked, _hider(task, words)[0])
     lay = functools.partial(packing.assemble, length=length, source_length=source_length)
-    end, start = tasks.end_id(words), start_id(words)
+    end, start = tokenizer.end_id(words), start_id(words)
     if task.kind == "spans":
         sentinels = tasks.special_ids(words, tasks.SENTINELS)
         raw, target = corruption.span_lengths(source_length, task.rate, task.mean_span)
@@ -391,5 +391,5 @@ def _spoilt(
     text = _inner(row["tokens"][row["segments"] > 0], words)
     source = noise(text, rng, sentences=pieces.sentences(text) if pieces else None)
     source = np.concatenate([words.prefix_ids, source, words.suffix_ids]).astype(np.int32)
-    target = np.append(text, np.int32(tasks.end_id(words)))
+    target = np.append(text, np.int32(tokenizer.end_id(words)))
     return lay([objectives.pair(source, target, start_id=start)])

@@ -15,7 +15,7 @@ import numpy as np
 from decode import batch, jobs
 from model import LM, errors, sharding, tokenizer
 from model.tokenizer import Tokenizer
-from train import evaluate, rows, step, tasks
+from train import evaluate, rows, step
 
 SHORTEST = 32  # tokens of a row; longer rows hold twice as many each, up to the window
 Told = Callable[[int, int], Any]
@@ -103,6 +103,10 @@ class Reader:
         )
         if separate:
             arrays["tokens"][: len(pairs), 0] = rows.start_id(self.lm.words)
+        if self.lm.prefix:
+            arrays["prefix"] = np.zeros_like(arrays["tokens"])
+            for i, pair in enumerate(pairs):
+                arrays["prefix"][i, : len(pair.context)] = 1
         eval_step, params, mesh = self._compiled
         nats_B, right_B, weights_B = jax.device_get(eval_step(params, step.put_batch(arrays, mesh)))
         return [
@@ -169,7 +173,7 @@ def pairs(lm: LM, context: str, continuations: Sequence[str], *, ended: bool = F
     virtual = tuple(lm.config.vocab_size + i for i in range(lm.virtual_tokens))
     given = tokenizer.prompt_ids(words, context)
     if lm.config.family == "encoder_decoder" or words.suffix_ids:
-        end = [tasks.end_id(words)] if ended and lm.config.family == "encoder_decoder" else []
+        end = [tokenizer.end_id(words)] if ended and lm.config.family == "encoder_decoder" else []
         return [Pair((*virtual, *given), (*ids, *end)) for ids in words.encode_batch(continuations)]
     wholes = [
         [*words.prefix_ids, *ids]
@@ -182,7 +186,7 @@ def pairs(lm: LM, context: str, continuations: Sequence[str], *, ended: bool = F
 
 def begin_id(words: Tokenizer) -> int:
     """What stands before a text of which nothing is given: its begin, or the end of the one before."""
-    return tasks.end_id(words) if words.bos_id is None else words.bos_id
+    return tokenizer.end_id(words) if words.bos_id is None else words.bos_id
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

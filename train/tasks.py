@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from model import chat, errors
+from model import chat, errors, tokenizer
 from model.config import RECURRENT, ModelConfig
 from model.tokenizer import Tokenizer
 from train import packing
@@ -151,15 +151,21 @@ class Task:
     def framed(self, prompt: Item, words: Tokenizer) -> str | list[int]:
         """A prompt as the model has learnt to read one: text for the tokenizer to frame, or ids as they are.
 
-        A mere text stands for the one field that the template names, or for what the user says.
+        A mere text stands for the one field that the template names, for words between white space, or for what the
+        user says. Special tokens count where the task hides text behind them.
         """
         if self.kind == "chat":
             messages = [{"role": "user", "content": prompt}]
             if not isinstance(prompt, str):
                 messages = _field(prompt, "messages", list)
             return words.encode(words.chat(messages), special=True)
-        if not self.whole or self.kind == "tag":
-            return prompt if isinstance(prompt, str) else str(_field(prompt, "text", str))
+        if self.kind == "tag":
+            tokens = prompt if isinstance(prompt, str) else _field(prompt, named(self.source), list)
+            return tokens if isinstance(tokens, str) else " ".join(tokens)
+        if not self.whole:
+            text = prompt if isinstance(prompt, str) else str(_field(prompt, "text", str))
+            hidden = self.kind in ("spans", "denoising")
+            return tokenizer.prompt_ids(words, text, special=True) if hidden else text
         if isinstance(prompt, str):
             names = sorted(_names(self.source))
             if len(names) != 1:
@@ -253,29 +259,14 @@ def _field(record: Item, name: str, kind: type) -> Any:
     return record[name]
 
 
-def _frame(words: Tokenizer) -> tuple[list[int], list[int]]:
-    """What stands before and behind a text that is learnt: what prompts have, else begin and end."""
-    begin = list(words.prefix_ids) or [id for id in (words.bos_id,) if id is not None]
-    return begin, list(words.suffix_ids) or [end_id(words)]
-
-
-def end_id(words: Tokenizer) -> int:
-    """What ends a text; refuses a tokenizer without."""
-    if words.eos_id is None:
-        raise errors.BadInput(
-            f"tokenizer {words.digest[:16]} has no id for the end of a text; use or train another"
-        )
-    return words.eos_id
-
-
 def _text(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, list[int]]]:
-    begin, end = _frame(words)
+    begin, end = tokenizer.frame(words)
     texts = [str(item) for item in items]
     return [{"text": [*begin, *ids, *end]} for ids in words.encode_batch(texts)]
 
 
 def _seq2seq(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, list[int]]]:
-    end = end_id(words)
+    end = tokenizer.end_id(words)
     sources = words.encode_batch([fill(task.source, item) for item in items])
     targets = words.encode_batch([fill(task.target, item) for item in items])
     return [
@@ -288,7 +279,7 @@ def _seq2seq(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[s
 
 
 def _classify(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, list[int]]]:
-    begin, end = _frame(words)
+    begin, end = tokenizer.frame(words)
     encoded = words.encode_batch([fill(task.source, item) for item in items])
     labels = [_label(task, str(_field(item, task.label, object))) for item in items]
     return [
@@ -298,7 +289,7 @@ def _classify(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[
 
 
 def _tag(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, list[int]]]:
-    begin, end = _frame(words)
+    begin, end = tokenizer.frame(words)
     examples = []
     for item in items:
         tokens, tags = _field(item, named(task.source), list), _field(item, task.label, list)
@@ -306,18 +297,13 @@ def _tag(task: Task, items: Sequence[Item], words: Tokenizer) -> list[dict[str, 
             raise errors.BadInput(
                 f"a record has {len(tokens)} tokens and {len(tags)} tags; each token needs one"
             )
-        pieces = words.encode_batch(token_texts(tokens))
+        pieces = words.encode_batch(tokenizer.token_texts(tokens))
         text, labels = list(begin), [OUTSIDE] * len(begin)
         for ids, tag in zip(pieces, tags, strict=True):
             text += ids
             labels += [_label(task, tag), *[OUTSIDE] * (len(ids) - 1)][: len(ids)]
         examples.append({"text": [*text, *end], "labels": [*labels, *[OUTSIDE] * len(end)]})
     return examples
-
-
-def token_texts(tokens: Sequence[str]) -> list[str]:
-    """Tokens as they stand in a text: each but the first behind a space."""
-    return [token if i == 0 else f" {token}" for i, token in enumerate(tokens)]
 
 
 def _label(task: Task, label: str) -> int:
