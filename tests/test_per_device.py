@@ -63,6 +63,7 @@ def test_each_leaf_has_the_bytes_that_a_real_mesh_gives_it():
     [
         ({}, 2),
         ({"moments_dtype": "bfloat16"}, 1.5),
+        ({"moments_dtype": "bfloat16", "second_moments_dtype": "bfloat16"}, 1),
         ({"name": "sgd"}, 1),
         ({"name": "sgd", "momentum": 0.0}, 0),
         ({"name": "lion", "ema_decay": 0.9}, 2),
