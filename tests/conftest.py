@@ -35,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Slow files whose claims are about our own logic more than about jax's: CI runs them on one jax only.
 ONCE = {
     *("test_check", "test_contrastive", "test_distributed", "test_documents", "test_drafting"),
-    *("test_guides", "test_launch", "test_report", "test_resume"),
+    *("test_guides", "test_launch", "test_report", "test_resume", "test_start"),
 }
 
 

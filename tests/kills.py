@@ -1,7 +1,7 @@
 """Can anybody tell from its numbers that a run was killed? The harness: real processes, SIGKILL, and a comparison.
 
 A cell is a config that is trained twice: once in peace, and once killed at random moments and started again until it
-is done. `benchmarks/kills.py` runs the whole matrix, and `test_resume.py` a part of it.
+is done. `cells.py` lists them, `benchmarks/kills.py` runs them all, and `test_resume.py` a part.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from model import checkpoint, tokenizer
@@ -23,6 +23,8 @@ from tests import running
 from train import data, prepare, recipe
 
 BITWISE, CLOSE = "bitwise", "close"
+ONE = {"data": 1}
+BASE = "base"
 COUNTS = ("step", "split", "tokens")
 TOLERANCE = 1e-3  # of losses, relative, where sums are computed in another order: on another mesh
 PHASES = ("tokenising", "starting", "stepping", "saving", "evaluating", "sampling")
@@ -59,16 +61,25 @@ tell("starting")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A config, as changes of `running.config`; each start of the killed run takes the next of `meshes`.
+    """A config, as changes of `running.config`.
 
-    Without `weighted` the two sources are one pool of rows instead of a mixture.
+    Attributes:
+        name: what the report calls it.
+        changes: of its groups.
+        meshes: each start of the killed run takes the next of them,
+        processes: and the next of these numbers of processes, which share its devices.
+        promise: to what its numbers are equal.
+        sources: of training, with paths in the directory of `running.texts`; by default its mixture of two.
+        tuned: whether it begins with the run `BASE`, whose model and tokenizer it has.
     """
 
     name: str
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    meshes: tuple[dict[str, int], ...] = ({"data": 1},)
+    meshes: tuple[dict[str, int], ...] = (ONE,)
+    processes: tuple[int, ...] = (1,)
     promise: str = BITWISE
-    weighted: bool = True
+    sources: tuple[dict[str, Any], ...] = ()
+    tuned: bool = False
 
 
 @dataclasses.dataclass
@@ -84,29 +95,48 @@ def config(cell: Cell, source: pathlib.Path, mesh: dict[str, int]) -> dict:
     """The cell's config on a mesh."""
     runtime = {**cell.changes.get("runtime", {}), "mesh": mesh}
     whole = running.config(source, **{**cell.changes, "runtime": runtime})
-    if not cell.weighted:
+    if cell.sources:
         whole["data"]["train"] = [
-            {name: value for name, value in each.items() if name != "weight"}
-            for each in whole["data"]["train"]
+            {**each, "path": str(source / each["path"])} for each in cell.sources
         ]
+    if cell.tuned:
+        del whole["tokenizer"], whole["model"]
+        whole["start"] = {"path": str(source / BASE)}
     return whole
+
+
+def materials(directory: pathlib.Path, cells: Sequence[Cell]) -> pathlib.Path:
+    """The directory with all that cells learn from, and what some begin with."""
+    source = running.texts(directory)
+    if any(cell.tuned for cell in cells):
+        train = {"steps": 7, "save_every": 0, "eval_every": 0, "sample_every": 0}
+        base = running.config(source, train=train)
+        status, _, err = running.finish(running.start(base, source / BASE))
+        assert status == 0, err
+    return source
 
 
 def start(
     cell: Cell, source: pathlib.Path, workdir: pathlib.Path, number: int, before: str = ""
-) -> subprocess.Popen:
-    """The cell's process number `number`, traced in a file beside its directory."""
-    mesh = cell.meshes[number % len(cell.meshes)]
-    traced = TRACE.format(path=str(_trace(workdir)))
-    devices = math.prod(mesh.values())
+) -> list[subprocess.Popen]:
+    """The cell's processes of its start `number`; the first is traced in a file beside its directory."""
+    mesh, count = (each[number % len(each)] for each in (cell.meshes, cell.processes))
+    traced = TRACE.format(path=str(_trace(workdir))) + before
+    devices = math.prod(mesh.values()) // count
     _trace(workdir).unlink(missing_ok=True)
-    return running.start(config(cell, source, mesh), workdir, traced + before, devices)
+    asked = config(cell, source, mesh)
+    if count == 1:
+        return [running.start(asked, workdir, traced, devices)]
+    port = running.free_port()
+    return [
+        running.start(asked, workdir, before if i else traced, devices, (port, i, count))
+        for i in range(count)
+    ]
 
 
 def in_peace(cell: Cell, source: pathlib.Path, workdir: pathlib.Path) -> dict:
     """What the cell's config computes when nobody kills it, on its first mesh."""
-    status, _, err = running.finish(start(cell, source, workdir, 0))
-    assert status == 0 and not _complaints(err), err
+    _succeeded(start(cell, source, workdir, 0))
     return everything(workdir, config(cell, source, cell.meshes[0]))
 
 
@@ -123,14 +153,16 @@ def killed(
     rounds = -(-kills // len(PHASES))
     aims = [PHASES[0], *(phase for _ in range(rounds) for phase in draw.sample(PHASES[1:], 5))]
     for number in range(kills):
-        process = start(cell, source, workdir, number)
+        processes = start(cell, source, workdir, number)
         low, high = (max(1, steps * (number - 1 + i) // kills) for i in (0, 1))
         phase = aims[number]
         aim = (phase, draw.randint(low, high) if phase not in PHASES[:2] else 0)
-        wait_for(process, lambda workdir=workdir, aim=aim: reached(workdir, *aim))
+        wait_for(processes[0], lambda workdir=workdir, aim=aim: reached(workdir, *aim))
         time.sleep(draw.uniform(0, 1.0 if phase == "starting" else 0.03))
-        process.kill()
-        status, out, err = running.finish(process)
+        for process in processes:
+            process.kill()
+        ended = [running.finish(process) for process in processes]
+        status, out, err = ended[0]
         assert status in (0, -signal.SIGKILL), err
         if status:
             phases.append(now(workdir)[0])
@@ -151,9 +183,7 @@ def finish(
     cell: Cell, source: pathlib.Path, workdir: pathlib.Path, number: int, before: str = ""
 ) -> tuple[list[int], dict]:
     """Lets a run end: the step it resumed at, if any, and all that it has computed."""
-    process = start(cell, source, workdir, number, before)
-    status, out, err = running.finish(process)
-    assert status == 0 and not _complaints(err), err
+    out = _succeeded(start(cell, source, workdir, number, before))
     return _resumed(out), everything(workdir, config(cell, source, cell.meshes[0]))
 
 
@@ -172,14 +202,14 @@ def everything(workdir: pathlib.Path, config: dict) -> dict:
     groups: dict[str, dict] = {"params": {}, "opt_state": {}, "step": {}}
     for name, leaf in saved["leaves"].items():
         groups[name.split("/")[0]][name] = leaf["sha256"]
-    ledger = workdir / "ledger.jsonl"
+    files = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     return {
         "parameters": groups["params"],
         "optimizer": groups["opt_state"] | groups["step"],
         "sums": saved["meta"],
         "metrics": running.metrics(workdir),
-        "samples": (workdir / "samples.md").read_bytes(),
-        "ledger": ledger.read_bytes() if ledger.exists() else b"",
+        "samples": files.get("samples.md", b""),
+        "ledger": files.get("ledger.jsonl", b""),
         "batches": [
             {name: array.tobytes() for name, array in batches[step].items()}
             for step in range(steps, steps + 10)
@@ -233,6 +263,14 @@ def _trace(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.with_name(f"{workdir.name}.trace")
 
 
+def _succeeded(processes: Sequence[subprocess.Popen]) -> str:
+    """What the first of them said; all must have come to their end without a complaint."""
+    ended = [running.finish(process) for process in processes]
+    for status, _, err in ended:
+        assert status == 0 and not _complaints(err), err
+    return ended[0][1]
+
+
 def _complaints(err: str) -> list[str]:
     """What a process said on standard error, but for XLA's opinion of how arrays are moved between meshes."""
     return [line for line in err.splitlines() if "spmd_partitioner" not in line]
@@ -240,51 +278,6 @@ def _complaints(err: str) -> list[str]:
 
 def _resumed(out: str) -> list[int]:
     return [int(step) for step in re.findall(r"resuming at step (\d+)", out)]
-
-
-# The matrix.
-
-OFTEN = {"eval_every": 11, "sample_every": 17, "save_every": 5}
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adafactor": {"name": "adafactor"},
-    "lion, bfloat16 moments": {"name": "lion", "moments_dtype": "bfloat16"},
-    "muon, averaged weights": {"name": "muon", "ema_decay": 0.9},
-    "sgd": {"name": "sgd", "schedule": "wsd"},
-    "schedule-free": {"name": "schedule_free", "schedule": "constant"},
-}  # besides adamw, which all others have
-ONE, EIGHT = {"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}
-WIDE = {"batch_size": 8, **OFTEN}  # rows that eight devices can share
-
-
-def _cell(
-    name: str,
-    meshes: Any = (ONE,),
-    promise: str = BITWISE,
-    weighted: bool = True,
-    **changes: Any,
-) -> Cell:
-    changes["train"] = {**OFTEN, **changes.get("train", {})}
-    return Cell(name, changes, meshes, promise, weighted)
-
-
-CELLS = (
-    _cell("decoder, dropout, 2 micro-batches, mixture"),
-    _cell("LSTM", model={"family": "lstm", "heads": 0}),
-    _cell("no dropout, one batch", runtime={"dropout": 0.0}, train={"accumulate": 1}),
-    _cell("3 micro-batches, LayerNorm, learned positions",
-          train={"accumulate": 3}, model={"norm": "layer", "position": "learned", "tied": True}),
-    _cell("no mixture, short rows", weighted=False, data={"length": 11}),
-    _cell("bfloat16", runtime={"dtype": "bfloat16"}),
-    _cell("recomputation, unrolled", runtime={"remat": "full", "unroll": 2}),
-    _cell("bad steps skipped",
-          optimizer={"learning_rate": 1e-5}, train={"on_bad_step": "skip", "spike": 1.0}),
-    *(_cell(name, optimizer=group) for name, group in OPTIMIZERS.items()),
-    _cell("8 devices: data 2, fsdp 2, tensor 2", (EIGHT,), train=WIDE),
-    _cell("8 devices: fsdp 8", ({"fsdp": 8},), train={**WIDE, "accumulate": 1}),
-    _cell("LSTM on 8 devices: fsdp 4, data 2", ({"fsdp": 4, "data": 2},), train={**WIDE, "accumulate": 1},
-          model={"family": "lstm", "heads": 0}),
-    _cell("1, 8, 1 ... devices", (ONE, EIGHT), CLOSE, train=WIDE, runtime={"dropout": 0.0}),
-)  # fmt: skip
 
 
 def copy(workdir: pathlib.Path, name: str) -> pathlib.Path:

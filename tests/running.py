@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 
@@ -12,15 +13,17 @@ WORDS = (
     "moon planet orbit of the is large small round io europa ganymede callisto turns around".split()
 )
 
-# Runs the config on its first argument in the directory on its second; a third is executed before.
+# Runs the config on its first argument in the directory on its second; a third is executed before, and the fourth says
+# which of several processes it is.
 PROGRAM = """
 import json, sys
 sys.modules["torch"] = None  # where the oracles are installed, tensorboardX would import it, for seconds
 from model import errors
-from train import loop, recipe
+from train import distributed, loop, recipe
 exec(sys.argv[3])
 try:
-    loop.run(recipe.from_config(json.loads(sys.argv[1])), sys.argv[2])
+    with distributed.join(*json.loads(sys.argv[4])) as peers:
+        loop.run(recipe.from_config(json.loads(sys.argv[1])), sys.argv[2], peers)
 except errors.BadInput as error:
     print(f"ganymede: {error}", file=sys.stderr)
     sys.exit(2)
@@ -28,13 +31,31 @@ except errors.BadInput as error:
 
 
 def texts(directory: pathlib.Path) -> pathlib.Path:
-    """Two small files of sentences, a.txt and b.txt."""
+    """Two small files of sentences, a.txt and b.txt, and records of all that tasks can ask for, records.jsonl."""
     directory.mkdir(exist_ok=True)
     for name in "ab":
         draw = random.Random(name)
         lines = [" ".join(draw.choices(WORDS, k=draw.randint(5, 23))) for _ in range(211)]
         (directory / f"{name}.txt").write_text(".\n".join(lines) + ".\n")
+    draw = random.Random("records")
+    lines = [json.dumps(_record(draw.choices(WORDS, k=draw.randint(2, 5)))) for _ in range(211)]
+    (directory / "records.jsonl").write_text("\n".join(lines) + "\n")
     return directory
+
+
+def _record(words: list[str]) -> dict:
+    """Some words, and backwards; how many there are, and of each whether it is long."""
+    text, backwards = " ".join(words), " ".join(reversed(words))
+    said = [{"role": "user", "content": text}, {"role": "assistant", "content": backwards}]
+    tags = ["long" if len(word) > 5 else "short" for word in words]
+    return {
+        "text": text,
+        "target": backwards,
+        "messages": said,
+        "label": str(len(words)),
+        "tokens": words,
+        "tags": tags,
+    }
 
 
 def config(source: pathlib.Path, **groups) -> dict:
@@ -68,18 +89,39 @@ def config(source: pathlib.Path, **groups) -> dict:
         },
     }
     for name, change in groups.items():
-        whole[name] = {**whole[name], **change} if isinstance(change, dict) else change
+        whole[name] = {**whole.get(name, {}), **change} if isinstance(change, dict) else change
     return whole
 
 
+def free_port() -> int:
+    """Where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def start(
-    config: dict, workdir: pathlib.Path, before: str = "", devices: int = 1
+    config: dict,
+    workdir: pathlib.Path,
+    before: str = "",
+    devices: int = 1,
+    peer: tuple[int, int, int] | None = None,
 ) -> subprocess.Popen:
-    """The process, on simulated devices; `before` is executed first."""
+    """The process, on simulated devices; `before` is executed first. `peer` is port, number and count of several."""
+    joined = (None, None, None) if peer is None else (f"127.0.0.1:{peer[0]}", *peer[1:])
+    quiet = {} if peer is None else {"TF_CPP_MIN_LOG_LEVEL": "4"}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(config), str(workdir), before],
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            json.dumps(config),
+            str(workdir),
+            before,
+            json.dumps(joined),
+        ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), **quiet},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,6 +1,7 @@
 """Does each self-test hold for what is right, and fail when exactly that is broken?"""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -12,7 +13,7 @@ import running
 
 from model import attention, errors
 from model.config import ModelConfig
-from train import check, data, flops, optimizer, recipe, step
+from train import check, data, flops, optimizer, recipe, step, subject
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -29,12 +30,45 @@ def right(asked):
     return check.Subject(asked)
 
 
+# By kind of task: family, source, and what differs otherwise.
+KINDS = {
+    "prefix": ("decoder_only", "a.txt", {}),
+    "masked": ("encoder_only", "a.txt", {"whole_words": True}),
+    "spans": ("encoder_decoder", "a.txt", {}),
+    "denoising": ("encoder_decoder", "a.txt", {}),
+    "seq2seq": ("encoder_decoder", "records.jsonl", {}),
+    "chat": ("decoder_only", "records.jsonl", {}),
+    "classify": ("encoder_only", "records.jsonl", {"labels": ["2", "3", "4", "5"]}),
+    "tag": ("encoder_only", "records.jsonl", {"labels": ["long", "short"], "source": "tokens"}),
+}
+
+
+@pytest.fixture(scope="module")
+def subject_of(tmp_path_factory):
+    """By kind of task, a subject of one layer."""
+    source = running.texts(tmp_path_factory.mktemp("records"))
+
+    @functools.cache
+    def make(kind):
+        family, name, more = KINDS[kind]
+        groups = running.config(
+            source,
+            task={"kind": kind, **more},
+            model={"family": family, "layers": 1, "context_length": 61},
+            data={"train": {"path": str(source / name), "split": "line"}, "length": 59},
+            optimizer={"learning_rate": 0.03},
+        )
+        return check.Subject(recipe.from_config(groups))
+
+    return make
+
+
 def like(right, *parts):
     """A subject whose programs are compiled anew, except for these parts of it."""
-    subject = check.Subject(right.asked)
-    for name in ("packed", "params", *parts):
-        setattr(subject, name, getattr(right, name))
-    return subject
+    anew = check.Subject(right.asked)
+    for name in ("sources", "params", *parts):
+        setattr(anew, name, getattr(right, name))
+    return anew
 
 
 def sees_everything(owner, name):
@@ -120,14 +154,15 @@ BREAKS = {
 
 
 def test_there_is_a_control_for_every_check():
-    assert set(BREAKS) == set(check.CHECKS)
+    assert {*BREAKS, "both ways"} == set(check.CHECKS)
 
 
 def test_all_checks_hold_for_a_recipe_that_is_right(asked, right, monkeypatch, capsys):
     monkeypatch.setattr(check, "Subject", lambda asked: right)
     assert check.run(asked) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"(?m)^(ok|WRONG)", out) == ["ok"] * len(check.CHECKS)
+    assert re.findall(r"(?m)^(ok|WRONG)", out) == ["ok"] * 8
+    assert re.search(r"(?m)^- +both ways +left out: the model looks back only$", out)
     assert re.search(r"(?m)^none of 8 checks failed; \d+ s$", out)
     assert "parameters, batches of 4 rows of 29 tokens\n" in out and "halved" not in out
 
@@ -135,9 +170,9 @@ def test_all_checks_hold_for_a_recipe_that_is_right(asked, right, monkeypatch, c
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_check_fails_when_its_promise_is_broken(right, name, monkeypatch):
     apply, said = BREAKS[name]
-    subject = like(right, *(["learnt"] if name == "dead parameters" else []))
+    changed = like(right, *(["learnt"] if name == "dead parameters" else []))
     apply(monkeypatch)
-    holds, text = check.CHECKS[name](subject)
+    holds, text = check.CHECKS[name](changed)
     assert not holds and re.fullmatch(said, text), text
 
 
@@ -154,21 +189,21 @@ def test_a_model_without_attention_is_held_to_the_same(asked):
     lstm = dataclasses.replace(
         asked, model={"context_length": 31, "layers": 1, "width": 17, "family": "lstm"}
     )
-    subject = check.Subject(lstm)
+    found = check.Subject(lstm)
     for name in ("packed documents", "padding"):
-        assert check.CHECKS[name](subject)[0], name
+        assert check.CHECKS[name](found)[0], name
 
 
 def test_what_takes_too_long_is_halved_and_widths_last(monkeypatch):
     config = ModelConfig(
         vocab_size=4096, context_length=512, layers=6, width=96, heads=4, kv_heads=2, windows=(64, 0, 0, 0)
     )  # fmt: skip
-    cost = flops.training(config, 512) * 512 * 4 * (check.STEPS + 10)
+    cost = flops.training(config, 512) * 512 * 4 * (subject.STEPS + 10)
 
     def reduced(share):
-        rate = share * cost / (check.SECONDS * check.EFFICIENCY)
+        rate = share * cost / (subject.SECONDS * subject.EFFICIENCY)
         monkeypatch.setattr(flops, "peak", lambda: flops.Peak(rate, "given"))
-        return check.reduced(config, 512, 4)
+        return subject.reduced(config, 512, 4)
 
     assert reduced(1.01) == (config, 512)
     assert reduced(0.9) == (config, 256)
@@ -186,9 +221,11 @@ def test_rows_too_short_to_check_are_refused(asked):
 
 
 def test_halving_is_said(asked, monkeypatch, capsys):
-    usual = check.reduced
+    usual = subject.reduced
     monkeypatch.setattr(
-        check, "reduced", lambda config, length, rows: (usual(config, length, rows)[0], length // 2)
+        subject,
+        "reduced",
+        lambda config, length, rows: (usual(config, length, rows)[0], length // 2),
     )
     monkeypatch.setattr(check, "CHECKS", {})
     check.run(asked)
@@ -198,4 +235,72 @@ def test_halving_is_said(asked, monkeypatch, capsys):
 def test_the_first_micro_batch_has_few_targets(right):
     """Else a mean of means would pass for the mean."""
     per_row = np.asarray(right.batch["weights"]).sum(axis=1)
-    assert per_row[[0, 2]].max() <= 3 and per_row[[1, 3]].min() > 20
+    assert per_row[[0, 2]].sum() == 1 and per_row[[1, 3]].min() > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_is_checked_with_rows_of_its_own(kind, subject_of):
+    found = subject_of(kind)
+    batch, task = found.batch, found.asked.task
+    assert batch.keys() == found.sources[0].row(0, 0).keys()
+    assert ("source" in batch) == (KINDS[kind][0] == "encoder_decoder")
+    assert batch["tokens"].max() < found.config.vocab_size and batch["weights"][1::2].any()
+    special = [found.words.encode(name, special=True) for name in task.special]
+    assert all(len(ids) == 1 for ids in special)
+    if kind in ("masked", "spans", "denoising"):
+        read = batch["source" if "source" in batch else "tokens"]
+        assert np.isin(read, special[0]).any()
+    assert check.purity(found)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "without"),
+    [
+        ("prefix", set()),
+        ("masked", {"causality"}),
+        ("spans", {"packed documents"}),
+        ("denoising", {"packed documents"}),
+        ("seq2seq", set()),
+        ("chat", {"both ways"}),
+        ("classify", {"causality", "packed documents"}),
+        ("tag", {"causality"}),
+    ],
+)
+def test_what_means_nothing_for_a_task_is_left_out(kind, without, subject_of):
+    assert check.left_out(subject_of(kind)).keys() == without
+
+
+@pytest.mark.parametrize("kind", ["masked", "seq2seq", "classify", "prefix"])
+def test_the_checks_hold_for_models_that_look_both_ways(kind, subject_of):
+    found = subject_of(kind)
+    names = ["both ways", "causality", "packed documents", "padding"]
+    if kind == "classify":  # whose rows have one target each
+        names.append("accumulation")
+    for name in set(names) - check.left_out(found).keys():
+        assert check.CHECKS[name](found)[0], (name, check.CHECKS[name](found)[1])
+
+
+def back_only(patch):
+    """Attention that never sees what comes later."""
+    usual = attention.look
+
+    def broken(length, *, causal, prefix_B=None, **others):
+        return usual(length, causal=True, **others)
+
+    patch.setattr(attention, "look", broken)
+
+
+@pytest.mark.parametrize("kind", ["masked", "seq2seq", "prefix"])
+def test_what_should_look_both_ways_and_does_not_is_found(kind, subject_of, monkeypatch):
+    back_only(monkeypatch)
+    holds, text = check.both_ways(like(subject_of(kind)))
+    assert not holds and re.fullmatch(r"token \d+ changes no hidden state before it", text), text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("masked", "same_segment"), ("seq2seq", "same_segment"), ("masked", "real")]
+)
+def test_packed_texts_and_padding_that_are_seen_are_found(kind, name, subject_of, monkeypatch):
+    sees_everything(attention, name)(monkeypatch)
+    found = check.separation if name == "same_segment" else check.padding
+    assert not found(like(subject_of(kind)))[0]

@@ -93,6 +93,23 @@ def test_a_mixture_keeps_its_proportions_and_repeats_each_source_in_epochs_of_it
     assert second[:epoch] != second[epoch : 2 * epoch]
 
 
+@pytest.mark.parametrize("weights", [None, (0.7, 0.3)])
+def test_sources_whose_tasks_make_different_arrays_have_zeros_for_what_others_make(weights):
+    def marked(row, rng):
+        return {**row, "prefix": np.ones(11, np.int32)}
+
+    sources = [PACKED[0], rows.Changed(PACKED[1], marked, 3, "")]
+    batches = data.batches(sources, weights, batch_size=5, seed=13)
+    plain = data.batches(PACKED, weights, batch_size=5, seed=13)
+    for step in range(7):
+        batch = dict(batches[step])
+        second = batch["tokens"].max(axis=1) >= 10**6
+        np.testing.assert_array_equal(batch.pop("prefix"), second[:, None] * np.ones((5, 11)))
+        assert same(batch, plain[step])
+        assert batch["tokens"].dtype == np.int32
+    assert {0, 1} == {value for step in range(7) for value in batches[step]["prefix"].flat}
+
+
 def test_equal_sources_are_shuffled_differently():
     twins = [rows.Packed(tokens_of([17] * 61, first=first), 11) for first in (4, 10**6)]
     seen = firsts(data.batches(twins, (0.5, 0.5), batch_size=5, seed=13), 100)

@@ -6,7 +6,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,12 +30,6 @@ with distributed.join(sys.argv[1], int(sys.argv[2]), 2, silence=60) as peers:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start(command: list[str]) -> subprocess.Popen:
     """With two devices."""
     return subprocess.Popen(
@@ -56,8 +49,9 @@ def start(command: list[str]) -> subprocess.Popen:
 
 def launch(config_file: pathlib.Path, workdir: pathlib.Path) -> list[subprocess.Popen]:
     """The command line in two processes."""
-    shared = f"--coordinator=127.0.0.1:{free_port()} --num_processes=2 --heartbeat_timeout=2 --coordinator_timeout=60"
-    flags = [f"--config={config_file}", f"--workdir={workdir}", *shared.split()]
+    shared = "--num_processes=2 --heartbeat_timeout=2 --coordinator_timeout=60".split()
+    where = f"--coordinator=127.0.0.1:{running.free_port()}"
+    flags = [f"--config={config_file}", f"--workdir={workdir}", where, *shared]
     return [start(["launch.py", "train", *flags, f"--process_id={index}"]) for index in (0, 1)]
 
 
@@ -128,7 +122,7 @@ def runs(config, tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         loop.run(recipe.from_config(config), root / "one")
     only(root / "one", 4, root / "two")
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{running.free_port()}"
     arguments = [json.dumps(spread(config)), str(root / "two"), str(root / "stopped")]
     pair = [start(["-c", BOTH, address, str(index), *arguments]) for index in (0, 1)]
     wait_for_step(root / "stopped", 5, pair[0])
@@ -204,7 +198,7 @@ def test_flags_that_cannot_be_are_refused(flags, message):
 
 
 def test_a_coordinator_that_never_answers_is_named_with_the_time_that_was_waited(config_file):
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{running.free_port()}"
     flags = f"--coordinator={address} --process_id=1 --num_processes=2 --coordinator_timeout=1"
     alone = start(["launch.py", "train", f"--config={config_file}", "--workdir=w", *flags.split()])
     status, _, err = running.finish(alone)

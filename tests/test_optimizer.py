@@ -69,6 +69,15 @@ pytestmark = pytest.mark.standard_promotion
             "optimizer.moments_dtype is 'bfloat16', but adafactor keeps no first moment; remove it",
         ),
         (
+            {"name": "lion", "second_moments_dtype": "bfloat16"},
+            "optimizer.second_moments_dtype is 'bfloat16', which adamw alone reads, and not lion; remove it",
+        ),
+        (
+            {"second_moments_dtype": "bfloat16", "b2": 0.999},
+            "optimizer.second_moments_dtype is 'bfloat16' and optimizer.b2 is 0.999: a change of 0.001 per step is "
+            "lost in the 8 bits of bfloat16; lower b2 to 0.95, or keep float32",
+        ),
+        (
             {"name": "schedule_free", "schedule": "cosine"},
             "optimizer.schedule is 'cosine', and schedule_free replaces a falling rate; remove it or",
         ),
@@ -210,7 +219,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state_and_no_share_of_the
         "a": {"weight": jnp.array([-0.0, 0.0, 3.5])},
         "b": {"weight": jnp.array([[2.0, 5.0]])},
     }
-    batch = {"x": jnp.ones((2, 3)), "weights": jnp.ones((2, 3))}
+    batch = {name: jnp.ones((2, 3)) for name in ("x", "weights", "segments")}
     for name in optimizer.OPTIMIZERS:
         average = {} if name == "schedule_free" else {"ema_decay": 0.5}
         frozen = dict(
@@ -238,3 +247,11 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state_and_no_share_of_the
         for kept in (state.params, state.weights):
             assert kept["a"]["weight"].tobytes() == params["a"]["weight"].tobytes()
         assert np.abs(state.params["b"]["weight"] - params["b"]["weight"]).max() > 0
+
+
+def test_the_rules_that_come_with_it_fit_an_adapter_which_has_neither_biases_nor_scales():
+    adapter = {"query": {"lora_a": {"weight": jnp.ones(3)}, "lora_b": {"weight": jnp.ones(2)}}}
+    optimizer.build(optimizer.OptimizerConfig(), 7).init(adapter)
+    own = optimizer.OptimizerConfig(decay_rules=(("bias$", 0.0), ("", 1.0)))
+    with pytest.raises(errors.BadInput, match=r"rule 'bias\$' is first for no parameter"):
+        optimizer.build(own, 7).init(adapter)

@@ -63,6 +63,7 @@ def test_each_leaf_has_the_bytes_that_a_real_mesh_gives_it():
     [
         ({}, 2),
         ({"moments_dtype": "bfloat16"}, 1.5),
+        ({"moments_dtype": "bfloat16", "second_moments_dtype": "bfloat16"}, 1),
         ({"name": "sgd"}, 1),
         ({"name": "sgd", "momentum": 0.0}, 0),
         ({"name": "lion", "ema_decay": 0.9}, 2),
@@ -240,9 +241,11 @@ def test_what_is_wrong_is_one_line(mesh, chip, groups, message):
     assert "\n" not in str(told.value)
 
 
-def test_a_family_that_is_not_trained_has_no_plan_for_a_mesh():
-    groups = {"model": {"preset": "bert-base-cased"}, "train": {"batch_size": 2}}
-    with pytest.raises(
-        errors.BadInput, match=r"^config\.model\.family is 'encoder_only', which train"
-    ):
-        plan.run(groups, "data:2")
+def test_what_a_step_of_an_encoder_or_an_adapter_costs_a_device_is_not_known():
+    for groups, message in (
+        ({"model": {"preset": "bert-base-cased"}}, r"^config\.model\.family is 'encoder_only', and what a step"),
+        ({"model": {"preset": "t5-small"}}, r"^config\.model\.family is 'encoder_decoder', and what a step"),
+        ({"adapt": {"targets": ["query"]}}, r"^config\.adapt is given, and what a step costs"),
+    ):  # fmt: skip
+        with pytest.raises(errors.BadInput, match=message):
+            plan.run({"train": {"batch_size": 2}, **groups}, "data:2")

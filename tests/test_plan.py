@@ -157,6 +157,26 @@ def test_a_whole_recipe_is_planned_with_its_tokenizer_and_its_rows():
     assert (config.vocab_size, config.width, length) == (283, 28, 31)
 
 
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        ("encoder_only", {"kind": "masked"}),
+        ("encoder_only", {"kind": "classify", "labels": ["a", "b", "c"]}),
+        ("encoder_only", {"kind": "tag", "labels": ["a", "b", "c"]}),
+        ("encoder_decoder", {"kind": "spans"}),
+        ("encoder_decoder", {"kind": "denoising"}),
+        ("encoder_decoder", {"kind": "seq2seq"}),
+        ("decoder_only", {"kind": "chat"}),
+        ("decoder_only", {"kind": "prefix"}),
+    ],
+)
+def test_a_recipe_of_any_task_is_planned(family, task, capsys):
+    model = RECIPE["model"] | {"family": family}
+    assert plan.run(RECIPE | {"task": task, "model": model}) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"model: {family.replace('_', '-')}, ") and "head" in said
+
+
 def test_a_recipe_may_name_a_preset_and_change_it_and_says_all_of_it_in_its_json():
     group = {"preset": "gpt2-124m", "layers": 3, "context_length": 31}
     made = recipe.from_config(RECIPE | {"model": group})

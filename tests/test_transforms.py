@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -272,6 +273,40 @@ def test_first_moments_are_kept_in_their_own_dtype_and_second_ones_in_float32(
     # Rounding shows, and nothing else does: a direction is off by at most the last of eight bits, or lion's sign.
     gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)), narrow[0], wide[0])
     assert 0 < max(gap.mean() for gap in jax.tree.leaves(gaps)) < 3e-3
+
+
+def bfloat16(values):
+    return np.asarray(values, ml_dtypes.bfloat16).astype(np.float32)
+
+
+def test_a_second_moment_in_bfloat16_is_rounded_once_a_step_and_follows_the_gradient():
+    narrow, wide = (
+        walk(START, GRADIENTS, second_moments_dtype=dtype) for dtype in ("bfloat16", "float32")
+    )
+    squares = optax.tree.get(narrow[-1][1], "nu")
+    assert {leaf.dtype for leaf in jax.tree.leaves(squares)} == {jnp.bfloat16.dtype}
+    wanted = dict.fromkeys(START, np.float32(0))
+    for gradient in GRADIENTS:
+        for path, value in gradient.items():
+            wanted[path] = bfloat16(np.float32(0.95) * wanted[path] + np.float32(0.05) * value**2)
+    for path, value in wanted.items():
+        kept = np.float32(functools.reduce(lambda node, name: node[name], path, squares))
+        np.testing.assert_allclose(kept, value, rtol=2**-7)  # where float32 rounds otherwise
+        assert (kept == value).mean() > 0.99
+    # Five roundings by at most 2^-9 each: updates are off by 2^-9 of a step or two, and parameters move by 0.12.
+    gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)).max(), narrow[-1][0], wide[-1][0])
+    assert 0 < max(jax.tree.leaves(gaps)) < 1e-3
+
+
+@pytest.mark.parametrize(("b2", "settled"), [(0.95, True), (0.999, False)])
+def test_a_second_moment_in_bfloat16_falls_to_a_smaller_gradients_square_only_if_b2_is_small(
+    b2, settled
+):
+    value = np.float32(1)
+    for _ in range(300 if settled else 30_000):
+        value = bfloat16(np.float32(b2) * value + np.float32((1 - b2) * 0.25))
+    assert (0.25 <= value <= 0.25 * (1 + 2**-8 / 0.05)) if settled else value == 1
+    assert (b2 <= optimizer.BFLOAT16_B2) == settled
 
 
 def torch_walk(make, start, gradients, weight_decay):

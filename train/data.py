@@ -70,6 +70,20 @@ class Together:
         return self._sources[number].row(index - before, epoch)
 
 
+class Filled:
+    """Rows that have also the arrays of others, of zeros: what no task of theirs asks for weighs nothing."""
+
+    def __init__(self, source: Rows, empty: Batch) -> None:
+        self._source, self._empty = source, empty
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def row(self, index: int, epoch: int) -> Batch:
+        """That row."""
+        return {**self._empty, **self._source.row(index, epoch)}
+
+
 def prepare(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -132,12 +146,14 @@ def batches(
     """An endless dataset whose element `step` is the batch of that step, or these `rows` of it and no work for others.
 
     Without weights, every row of every source comes once per epoch, in an order of its own each epoch. With
-    weights, sources are drawn from in these proportions, each in epochs of its own.
+    weights, sources are drawn from in these proportions, each in epochs of its own. Where the tasks of sources make
+    different arrays, such as `prefix`, each has all of them.
     """
     if batch_size < 1:
         raise errors.BadInput(f"batch size is {batch_size}; it must be at least 1")
     if not 0 <= seed < 2**32:
         raise errors.BadInput(f"data seed is {seed}; it must be at least 0 and below 2**32")
+    sources = _alike(sources)
     if weights is None:
         endless = _epochs(Together(sources), seed)
     else:
@@ -171,6 +187,15 @@ def _epochs(source: Rows, seed: int) -> grain.MapDataset:
         return source.row(index, place // count)
 
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat().map_with_index(row)
+
+
+def _alike(sources: Sequence[Rows]) -> Sequence[Rows]:
+    """Sources whose rows all have arrays of the same names."""
+    rows = [source.row(0, 0) for source in sources if len(source)]
+    if len({frozenset(row) for row in rows}) < 2:
+        return sources
+    empty = {name: np.zeros_like(array) for row in rows for name, array in row.items()}
+    return [Filled(source, empty) for source in sources]
 
 
 def _fold(seed: int, number: int) -> int:

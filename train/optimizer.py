@@ -30,6 +30,10 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 OWN = ("b1", "b2", "eps", "momentum", "nesterov")
 NO_MOMENT = ("adafactor", "schedule_free")
 MOMENTS = ("float32", "bfloat16")
+# The largest b2 with which a second moment may be bfloat16. Its 8 bits round changes by less than 2^-8 away, so it
+# stalls where `(1 - b2) |g^2 / v - 1| < 2^-8`: here within 8 % of g^2, 4 % of an update. At b2 = 0.999 it could rise
+# only where g^2 is some times v, and never fall: it would lose 0.1 % a step, and rounding takes back at least 0.2 %.
+BFLOAT16_B2 = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,8 @@ class OptimizerConfig:
             is its moment's; in schedule_free b1 says how far the trained weights are drawn to their average.
         eps: floor of AdamW's denominator.
         momentum, nesterov: of sgd and muon.
-        moments_dtype: of first moments. Second moments stay float32: in bfloat16 a change of `1 - b2` is rounded away.
+        moments_dtype: of first moments.
+        second_moments_dtype: of adamw's second moments; bfloat16 needs a `b2` of at most BFLOAT16_B2.
         clip_norm: gradients longer than this are shortened to it; None leaves them.
         decay_rules: pairs of a regex and a number that multiplies `weight_decay`, for the parameters whose path it is
             found in, such as `stack/layers/attention/query/weight`. The first that matches wins, one must match.
@@ -76,6 +81,7 @@ class OptimizerConfig:
     momentum: float | None = None
     nesterov: bool | None = None
     moments_dtype: str = "float32"
+    second_moments_dtype: str = "float32"
     clip_norm: float | None = 1.0
     decay_rules: tuple[tuple[Any, ...], ...] = paths.DECAY
     rate_rules: tuple[tuple[Any, ...], ...] = ()
@@ -87,6 +93,7 @@ class OptimizerConfig:
         self._resolve()
         self._choice("schedule", schedules.SCHEDULES)
         self._choice("moments_dtype", MOMENTS)
+        self._choice("second_moments_dtype", MOMENTS)
         rate_holds = 0 < self.learning_rate < math.inf
         self._check(rate_holds, "learning_rate", "above 0 and finite")
         self._check(self.warmup_steps >= 0, "warmup_steps", "at least 0")
@@ -144,6 +151,7 @@ class OptimizerConfig:
             raise errors.BadInput(
                 f"optimizer.moments_dtype is {self.moments_dtype!r}, but {self.name} keeps no first moment; remove it"
             )
+        self._check_second_moments()
         if self.name != "schedule_free":
             return
         self._check(self.b1 != 0, "b1", "above 0 for schedule_free, whose average it weighs")
@@ -155,6 +163,21 @@ class OptimizerConfig:
         if self.ema_decay:
             raise errors.BadInput(
                 f"optimizer.ema_decay is {self.ema_decay}, and schedule_free keeps an average already; remove it"
+            )
+
+    def _check_second_moments(self) -> None:
+        """Refuses bfloat16 where it could not follow the gradients, and where there is none to choose."""
+        given = f"optimizer.second_moments_dtype is {self.second_moments_dtype!r}"
+        if self.second_moments_dtype == "float32":
+            return
+        if self.name != "adamw":
+            raise errors.BadInput(
+                f"{given}, which adamw alone reads, and not {self.name}; remove it"
+            )
+        if self.b2 is not None and self.b2 > BFLOAT16_B2:
+            raise errors.BadInput(
+                f"{given} and optimizer.b2 is {self.b2}: a change of {1 - self.b2:.2g} per step is lost in the 8 bits "
+                f"of bfloat16; lower b2 to {BFLOAT16_B2}, or keep float32"
             )
 
     def _check_rule(self, name: str, rule: tuple[Any, ...]) -> None:
@@ -229,8 +252,12 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def check(config: OptimizerConfig, params: Any) -> None:
-    """Refuses rules that do not fit parameters, which may be abstract: one without a rule, or a rule without one."""
-    paths.by_rule(config.decay_rules, params, "optimizer.decay_rules: ")
+    """Refuses rules that do not fit parameters, which may be abstract: one without a rule, or a rule without one.
+
+    The rules that come with it need not all be used: adapters have no biases.
+    """
+    if config.decay_rules != paths.DECAY:
+        paths.by_rule(config.decay_rules, params, "optimizer.decay_rules: ")
     if config.rate_rules:
         paths.by_rule(config.rate_rules, params, "optimizer.rate_rules: ")
     paths.found(config.frozen, params, "optimizer.frozen: ")
@@ -254,7 +281,9 @@ def _steps(config: OptimizerConfig, steps: int) -> Sequence[optax.GradientTransf
     if config.name == "schedule_free":
         return [transforms.schedule_free(rate, **own, after=optax.chain(decay, scale))]
     makers = {
-        "adamw": lambda: optax.scale_by_adam(**own, mu_dtype=dtype),
+        "adamw": lambda: transforms.adam(
+            **own, dtype=dtype, second_dtype=config.second_moments_dtype
+        ),
         "adafactor": transforms.adafactor,
         "lion": lambda: optax.scale_by_lion(**own, mu_dtype=dtype),
         "muon": lambda: transforms.muon(**own, dtype=dtype),

@@ -90,6 +90,11 @@ def asked_step(config: Mapping[str, Any]) -> per_device.Asked:
 
     What a mere model leaves out is as large runs have it: bfloat16, and layers computed again in the backward pass.
     """
+    if config.get("adapt") is not None:
+        raise errors.BadInput(
+            "config.adapt is given, and what a step costs a device is only known where all of a model is trained; "
+            "leave out --mesh"
+        )
     if "tokenizer" in config or "model" not in config or not isinstance(config["model"], Mapping):
         made, length = asked(config)
         whole = recipe.from_config(config)
@@ -121,7 +126,8 @@ def asked_step(config: Mapping[str, Any]) -> per_device.Asked:
         )
     if made.family not in ("decoder_only", *RECURRENT):
         raise errors.BadInput(
-            f"config.model.family is {made.family!r}, which train does not know; leave out --mesh"
+            f"config.model.family is {made.family!r}, and what a step costs a device is only known of models that read "
+            "left to right; leave out --mesh"
         )
     return per_device.Asked(made, length, train, *groups, runtime.runtime)
 

@@ -70,6 +70,29 @@ def decay_weights(rate: float, factors: Rules) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+def adam(
+    b1: float, b2: float, eps: float, dtype: str, second_dtype: str
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015), its moments kept in types of their own; updates see them before they are rounded.
+
+    Optax has a type for the first alone.
+    """
+    inner = optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype)
+    if second_dtype == "float32":
+        return inner
+
+    def kept(state: Any, dtype: str) -> Any:
+        return state._replace(nu=optax.tree.cast(state.nu, dtype))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        made, state = inner.update(updates, kept(state, "float32"), params)
+        return made, kept(state, second_dtype)
+
+    return optax.GradientTransformation(
+        lambda params: kept(inner.init(params), second_dtype), update
+    )
+
+
 def sgd(momentum: float, nesterov: bool, dtype: str) -> optax.GradientTransformation:
     """The gradient, or with momentum `m <- momentum m + g` (Sutskever et al. 2013, in PyTorch's form)."""
     if not momentum:
