@@ -125,6 +125,13 @@ def test_what_an_optimiser_reads_is_written_out_and_reads_back_as_the_same():
     assert optimizer.OptimizerConfig(schedule="wsd").decay_fraction == 0.1
 
 
+def test_the_rules_that_come_with_it_fit_an_adapter_without_a_bias():
+    params = {"query": {"lora_a/weight": jnp.ones((2, 3)), "lora_b/weight": jnp.ones((3, 2))}}
+    optimizer.check(optimizer.OptimizerConfig(), params)
+    with pytest.raises(errors.BadInput, match="parameter query/magnitude matches no rule"):
+        optimizer.check(optimizer.OptimizerConfig(), {"query": {"magnitude": jnp.ones(3)}})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -165,6 +165,6 @@ def test_a_record_without_a_known_label_is_refused(record, message):
 def test_a_template_with_an_unknown_field_is_refused():
     with pytest.raises(
         errors.BadInput,
-        match=r"^template 'Text: {{ text }}.*: 'text' is undefined; a record has: x$",
+        match=r"^template 'Text: {{ text }}.*: 'text' is undefined; a record has: x; correct one of them$",
     ):
         Prompt(**SENTIMENT).asked({"x": 1})

@@ -66,6 +66,23 @@ def test_the_vocabulary_is_the_tokenizers_unless_the_model_asks_for_more():
         recipe.from_config(config(model={"vocab_size": 300}))
 
 
+def test_a_presets_vocabulary_gives_way_to_the_tokenizers():
+    small = {"preset": "transformer-base", "layers": 1, "kv_heads": None}
+    made = recipe.from_config(config(model=small, task={"kind": "seq2seq"}))
+    assert made.model_config(307).vocab_size == 307
+    padded = recipe.from_config(config(model={**small, "vocab_size": 320}, task={"kind": "seq2seq"}))
+    assert padded.model_config(307).vocab_size == 320
+
+
+def test_a_family_that_cannot_learn_the_task_is_told_as_such():
+    task = {"kind": "classify", "labels": ("a", "b")}
+    with pytest.raises(
+        errors.BadInput,
+        match=r"^config.model.family is 'decoder_only', and config.task.kind='classify' is learnt by one of: encoder_o",
+    ):
+        recipe.from_config(config(task=task))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

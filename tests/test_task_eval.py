@@ -344,7 +344,7 @@ def test_an_example_that_was_dropped_counts_as_a_guess_that_is_told(opened):
     sizes = [2 + len(words().encode(record["text"])) for record in RECORDS["classify"]]
     assert [line.get("dropped", False) for line in lines] == [size > 11 for size in sizes]
     assert task_eval.told(lines)["dropped"] == sum(size > 11 for size in sizes) > 0
-    with pytest.raises(errors.BadInput, match=r"example 3 has \d+ tokens, and a row holds 11"):
+    with pytest.raises(errors.BadInput, match=r"example 3 .*has \d+ tokens, and a row holds 11"):
         predictions.of(run, RECORDS["classify"], ("accuracy",))
 
 

@@ -196,7 +196,8 @@ def parallel(files: Mapping[str, pathlib.Path]) -> Iterator[Located]:
                 for path, line, side in zip(files.values(), lines, sides, strict=True)
             ]
             raise errors.BadInput(
-                f"parallel files differ in their number of lines: {', '.join(counts)}; line n of each is one record"
+                f"parallel files differ in their number of lines: {', '.join(counts)}; line n of each is one record, "
+                "so correct the files"
             )
         yield f"{place}{number}", dict(zip(files, lines, strict=True))
 

@@ -133,9 +133,9 @@ def run(
             else:
                 state = step.state_of(begun.params, transform, step.shardings(abstract))
             progress.say(_introduction(config, state, words, prepared, mesh))
-            for made in (*sources, held_out):
+            for whose, made in [*(("to train on", each) for each in sources), ("held out", held_out)]:
                 if isinstance(made, rows.Gathered):
-                    progress.say(made.note)
+                    progress.say(f"{whose}: {made.note}")
         for note in (*begun.notes, *step.notes(net, mesh)):
             progress.say(f"note: {note}")
         train_step = step.make_train_step(

@@ -254,10 +254,10 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 def check(config: OptimizerConfig, params: Any) -> None:
     """Refuses rules that do not fit parameters, which may be abstract: one without a rule, or a rule without one.
 
-    The rules that come with it need not all be used: adapters have no biases.
+    Nobody asked for the rules that come with it: an adapter may have nothing for one of them.
     """
-    if config.decay_rules != paths.DECAY:
-        paths.by_rule(config.decay_rules, params, "optimizer.decay_rules: ")
+    spare = config.decay_rules == paths.DECAY
+    paths.by_rule(config.decay_rules, params, "optimizer.decay_rules: ", spare=spare)
     if config.rate_rules:
         paths.by_rule(config.rate_rules, params, "optimizer.rate_rules: ")
     paths.found(config.frozen, params, "optimizer.frozen: ")

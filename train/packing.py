@@ -141,10 +141,12 @@ def _fitting(
     if many:
         first = int(longer.argmax())
         side = int(over[first].argmax())
-        what = "source tokens" if len(capacity) > 1 and side == 0 else "tokens"
+        what, key = "tokens", "length"
+        if len(capacity) > 1 and side == 0:
+            what, key = "source tokens", "source_length"
         raise errors.BadInput(
-            f"example {first} has {needs[first, side]} {what}, and a row holds {capacity[side]}; "
-            "use longer rows, or have examples that are too long dropped or truncated"
+            f"example {first} (counted from 0) has {needs[first, side]} {what}, and a row holds {capacity[side]}; "
+            f"raise config.data.{key}, or set config.task.too_long to 'drop' or 'truncate'"
         )
     return needs, numbers, 0, 0
 

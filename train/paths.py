@@ -23,14 +23,15 @@ DECAY = (
 )
 
 
-def by_rule(rules: Rules, params: Any, where: str = "") -> Any:
+def by_rule(rules: Rules, params: Any, where: str = "", *, spare: bool = False) -> Any:
     """For each parameter the value of the first rule whose regex is found in its path.
 
     Example: `by_rule([("bias$", 0), ("", 1)], {"a": {"bias": b, "weight": w}})` gives
     `{"a": {"bias": 0, "weight": 1}}`.
 
     Raises:
-        BadInput: when a parameter matches no rule, or a rule is first for no parameter. `where` says whose rules.
+        BadInput: when a parameter matches no rule, or a rule is first for no parameter and none is to `spare`. `where`
+            says whose rules.
     """
     used = set()
 
@@ -45,7 +46,7 @@ def by_rule(rules: Rules, params: Any, where: str = "") -> Any:
 
     values = by_name(value, params)
     for pattern, _ in rules:
-        if pattern not in used:
+        if pattern not in used and not spare:
             raise errors.BadInput(
                 f"{where}rule {pattern!r} is first for no parameter; correct or remove it"
             )

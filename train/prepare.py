@@ -6,7 +6,7 @@ One process makes them; the others see that they mean the same.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import model
@@ -103,7 +103,7 @@ def _tokenizer(
         ]  # reads the text: what is wrong with it is told first
         progress.say(f"training a {wanted.kind} tokenizer {size}on {documents:,} documents")
         words = tokenizer.train(
-            (text for item in corpus.items() for text in asked.task.texts(item)),
+            _texts(asked, corpus),
             kind=wanted.kind,
             vocab_size=wanted.vocab_size,
             min_count=wanted.min_count,
@@ -111,6 +111,16 @@ def _tokenizer(
         )
     words.save(directory / "tokenizer")
     return words
+
+
+def _texts(asked: Recipe, corpus: Corpus) -> Iterator[str]:
+    """All that is to be trained on, each source as its task reads it; a message says where a wrong record stands."""
+    for index, task in enumerate(asked.tasks):
+        for item in corpus.train_documents(index):
+            try:
+                yield from task.texts(item)
+            except errors.BadInput as error:
+                raise errors.BadInput(f"{corpus.place(item)}: {error}") from error
 
 
 def _check_prompts(asked: Recipe, words: Tokenizer, config: ModelConfig) -> None:

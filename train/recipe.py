@@ -138,7 +138,8 @@ class Recipe:
 def from_config(config: Mapping[str, Any]) -> Recipe:
     """The recipe of a config: its groups, which are the fields of `Recipe`, and the seed.
 
-    A `preset` in `model` stands for the values of that published model, which the group's other keys change.
+    A `preset` in `model` stands for the values of that published model, which the group's other keys change, and whose
+    vocabulary the run's own tokenizer takes the place of.
 
     Raises:
         BadInput: for an unknown key, a wrong type, or values that do not go together.
@@ -169,7 +170,7 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
     if "tokenizer" not in built and "start" in built and built["start"].path is not None:
         built["tokenizer"] = Tokenizer(path=built["start"].words)
     built["decode"] = _decode(groups["decode"])
-    built["model"] = presets.resolve(groups.get("model", {}))
+    built["model"] = _model(groups.get("model", {}))
     others = {name: value for name, value in groups.items() if name not in built}
     recipe = errors.build(Recipe, {**others, **built}, "config")
     _check(recipe)
@@ -250,6 +251,14 @@ def way_out(key: str) -> str:
     return f", or add --allow_change={key}" if allowable else ""
 
 
+def _model(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a model, its preset resolved."""
+    values = dict(presets.resolve(group))
+    if "vocab_size" not in group and "preset" in group:
+        values.pop("vocab_size")
+    return values
+
+
 def _decode(group: Mapping[str, Any]) -> Decode:
     values = dict(group)
     if isinstance(values.get("settings"), Mapping):
@@ -262,6 +271,9 @@ def _decode(group: Mapping[str, Any]) -> Decode:
 
 def _check(recipe: Recipe) -> None:
     """What groups must agree on, as far as it can be said before the tokenizer is there."""
+    family = recipe.start.fill(recipe.model).get("family", ModelConfig.family)
+    for task in (recipe.task, *recipe.tasks):
+        task.check_family(family)
     provisional = recipe.model_config(recipe.tokenizer.vocab_size or 1)
     for task in (recipe.task, *recipe.tasks):
         task.check_model(provisional)

@@ -131,21 +131,26 @@ class Task:
 
     def check_model(self, config: ModelConfig) -> None:
         """Refuses a model that cannot learn it."""
-        families, head = KINDS[self.kind]
+        _, head = KINDS[self.kind]
         if self.next_sentence and not config.token_types:
             raise errors.BadInput(
                 "config.task.next_sentence is true, and config.model.token_types is 0; set it to 2, one for each text"
             )
-        if config.family not in families:
-            raise errors.BadInput(
-                f"config.model.family is {config.family!r}, and config.task.kind={self.kind!r} is learnt by one of: "
-                f"{', '.join(families)}; change one of them"
-            )
+        self.check_family(config.family)
         if config.head.kind != head or config.head.labels != self.labels:
             raise errors.BadInput(
                 f"config.model.head is {config.head.kind!r} with {len(config.head.labels)} labels, and "
                 f"config.task.kind={self.kind!r} needs {head!r} with those of config.task.labels; leave "
                 "config.model.head out"
+            )
+
+    def check_family(self, family: str) -> None:
+        """Refuses a family whose models cannot learn it."""
+        families, _ = KINDS[self.kind]
+        if family not in families:
+            raise errors.BadInput(
+                f"config.model.family is {family!r}, and config.task.kind={self.kind!r} is learnt by one of: "
+                f"{', '.join(families)}; change one of them"
             )
 
     def framed(self, prompt: Item, words: Tokenizer) -> str | list[int]:
@@ -216,7 +221,7 @@ def fill(template: str, record: Item) -> str:
         return _template(template).render(fields)
     except jinja2.UndefinedError as error:
         raise errors.BadInput(
-            f"template {template!r}: {error.message}; a record has: {', '.join(fields)}"
+            f"template {template!r}: {error.message}; a record has: {', '.join(fields)}; correct one of them"
         ) from error
 
 
