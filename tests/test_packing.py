@@ -96,8 +96,18 @@ def test_what_is_too_long_is_dropped_or_cut_and_counted():
             {},
             r"^example 1 .* has 14 source tokens, and a row holds 13; raise config.data.source_length, or set .*'truncate'$",
         ),
-        ([[3, 8]], CAPACITY, {}, r"^example 0 .* has 8 tokens, and a row holds 7; raise config.data.length,"),
-        ([3, 6], [5], {}, r"^example 1 .* has 6 tokens, and a row holds 5; raise config.data.length,"),
+        (
+            [[3, 8]],
+            CAPACITY,
+            {},
+            r"^example 0 .* has 8 tokens, and a row holds 7; raise config.data.length,",
+        ),
+        (
+            [3, 6],
+            [5],
+            {},
+            r"^example 1 .* has 6 tokens, and a row holds 5; raise config.data.length,",
+        ),
         (
             [3],
             [5],

@@ -70,7 +70,9 @@ def test_a_presets_vocabulary_gives_way_to_the_tokenizers():
     small = {"preset": "transformer-base", "layers": 1, "kv_heads": None}
     made = recipe.from_config(config(model=small, task={"kind": "seq2seq"}))
     assert made.model_config(307).vocab_size == 307
-    padded = recipe.from_config(config(model={**small, "vocab_size": 320}, task={"kind": "seq2seq"}))
+    padded = recipe.from_config(
+        config(model={**small, "vocab_size": 320}, task={"kind": "seq2seq"})
+    )
     assert padded.model_config(307).vocab_size == 320
 
 

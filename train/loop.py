@@ -133,7 +133,10 @@ def run(
             else:
                 state = step.state_of(begun.params, transform, step.shardings(abstract))
             progress.say(_introduction(config, state, words, prepared, mesh))
-            for whose, made in [*(("to train on", each) for each in sources), ("held out", held_out)]:
+            for whose, made in [
+                *(("to train on", each) for each in sources),
+                ("held out", held_out),
+            ]:
                 if isinstance(made, rows.Gathered):
                     progress.say(f"{whose}: {made.note}")
         for note in (*begun.notes, *step.notes(net, mesh)):

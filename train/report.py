@@ -26,7 +26,7 @@ from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import RECURRENT
-from train import answers, curves, embeddings, figures, scatter, visible
+from train import answers, curves, embeddings, figures, scatter, visible, word_tests
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
@@ -41,12 +41,13 @@ def run(
     directory: pathlib.Path,
     prompts: Sequence[str] | None = None,
     changed: Mapping[str, Any] | None = None,
-    words: Sequence[str] | None = None,
+    asked: word_tests.Asked = word_tests.NOTHING,
 ) -> int:
     """Draws all pictures of a run, or of a model without one, into `<directory>/figures`.
 
     The settings that are shown are SETTINGS with the values that `changed` gives; the words whose neighbours and
-    places in the embedding space are shown are by default the most frequent ones.
+    places in the embedding space are shown are those of `asked`, or else the most frequent ones. What else is asked of
+    the space is printed, and written into `<directory>/figures/embedding.json`.
     """
     directory = pathlib.Path(directory)
     settings = errors.build(
@@ -59,12 +60,17 @@ def run(
             f"{directory} holds an {lm.config.family} model, and prompts are for those that predict the next token; "
             "leave the prompts out, or give another directory"
         )
+    answers = word_tests.answer(lm, asked)
+    pictures, numbers = scatter.embedding_space(
+        lm, place, asked.words, embeddings.token_counts(directory), asked.several
+    )
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
-    pictures, numbers = scatter.embedding_space(
-        lm, place, words, embeddings.token_counts(directory)
-    )
     neighbours_table(numbers)
+    if answers:
+        neighbours_table(word_tests.questions(answers), header="analogy")
+        word_tests.print_tables(answers)
+        print(f"what was asked of the space: {word_tests.write(answers, place)}")
     for picture in pictures:
         print(f"embedding space: {picture}")
     prompts = (prompts or PROMPTS) if predicts else ()
@@ -142,10 +148,14 @@ def next_token(
     return figures.write(figures.next_token, numbers, pathlib.Path(directory) / name)
 
 
-def neighbours_table(numbers: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints each word and what is nearest to it by cosine, a row per word."""
+def neighbours_table(
+    numbers: Mapping[str, Any], console: Console | None = None, header: str = "word"
+) -> None:
+    """Prints each word and what is nearest to it by cosine, a row per word; nothing where there is none."""
+    if not numbers["words"]:
+        return
     table = _grid(box.HORIZONTALS, show_header=True)
-    table.columns[0].header = "word"
+    table.columns[0].header = header
     table.add_column("nearest in the embedding space, with cosine", overflow="fold", ratio=1)
     for word in numbers["words"]:
         pairs = zip(word["pieces"], word["cosines"], strict=True)
