@@ -15,7 +15,7 @@ import tokenizer_homes
 
 import decode
 import model
-from decode import manifest, rules
+from decode import labels, manifest, rules
 from decode.requests import Request
 from decode.settings import Settings
 from model import errors, tokenizer
