@@ -89,9 +89,9 @@ class Tokenizer(Protocol):
         """Writes what `load` needs to give the same tokenizer back."""
 
 
-def prompt_ids(words: Tokenizer, text: str, *, special: bool = False) -> list[int]:
+def prompt_ids(words: Tokenizer, text: str) -> list[int]:
     """A prompt as a model reads it: between the ids that its tokenizer puts around a text."""
-    return [*words.prefix_ids, *words.encode(text, special=special), *words.suffix_ids]
+    return [*words.prefix_ids, *words.encode(text), *words.suffix_ids]
 
 
 def frame(words: Tokenizer) -> tuple[list[int], list[int]]:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import scipy.special
 import tiny
+import tokenizer_homes
 
 import decode
 import model
-from decode import manifest, rules
+from decode import labels, manifest, rules
 from decode.requests import Request
 from decode.settings import Settings
 from model import errors, tokenizer
@@ -163,6 +164,17 @@ def test_a_mask_hides_the_space_before_a_piece_too_but_not_that_between_characte
         letters.mask_id,
         *letters.encode("b"),
     ]
+
+
+def test_a_published_tokenizer_is_asked_with_its_own_mask_and_frame():
+    bert = tokenizer_homes.loaded()["bert"]
+    config = ModelConfig(bert.vocab_size, 31, 1, 4, 2, family="encoder_only", position="learned")
+    lm = model.LM(config, {}, bert, model.build(config))
+    for text in ("The moon [MASK] of", "the moon <mask> of"):
+        asked = labels.of(lm, Request(text, id=0))
+        pieces = [bert.piece(id) for id in asked.ids]
+        assert pieces == ["[CLS]", "the", "moon", "[MASK]", "of", "[SEP]"]
+        assert (asked.places, asked.count) == ((3,), 5)
 
 
 @pytest.mark.parametrize("kind", PROMPTS)

@@ -170,7 +170,9 @@ class Task:
         if not self.whole:
             text = prompt if isinstance(prompt, str) else str(_field(prompt, "text", str))
             hidden = self.kind in ("spans", "denoising")
-            return tokenizer.prompt_ids(words, text, special=True) if hidden else text
+            if not hidden:
+                return text
+            return [*words.prefix_ids, *words.encode(text, special=True), *words.suffix_ids]
         if isinstance(prompt, str):
             names = sorted(_names(self.source))
             if len(names) != 1:
