@@ -120,7 +120,7 @@ def decode_verb(overrides: Sequence[str]) -> int:
     """complete prompts, and write completions.jsonl and manifest.json"""
     import model
     from decode import manifest, options, prompts, rules
-    from train import recipe, report
+    from train import recipe, terminal
 
     source, given = _directory("from"), options.values(_given())
     lm, seed = model.load(source), _SEED.value
@@ -134,7 +134,7 @@ def decode_verb(overrides: Sequence[str]) -> int:
     for note in rules.notes(lm, [request.settings for _, request in named]):
         print(f"note: {note}", file=sys.stderr)
     others: dict[str, Any] = dict(draft=draft, amateur=amateur, batch_size=_ROWS.value)
-    requests, completions = report.complete(lm, named, seed := seed or 0, **others)
+    requests, completions = terminal.complete(lm, named, seed := seed or 0, **others)
     name = manifest.name(requests, seed, draft, amateur)
     workdir = pathlib.Path(_WORKDIR.value or manifest.home(source) / "decode" / name)
     manifest.write(

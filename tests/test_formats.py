@@ -121,7 +121,8 @@ def test_misaligned_parallel_files_are_refused_with_both_counts(tmp_path, left, 
         "fr": write(tmp_path / "a.fr", "x\n" * left),
         "en": write(tmp_path / "a.en.gz", "y\n" * right),
     }
-    message = rf"^parallel files differ in their number of lines: \S+a\.fr has {left}, \S+a\.en\.gz has {right}; line n of each is one record, so correct"
+    counts = rf"\S+a\.fr has {left}, \S+a\.en\.gz has {right}"
+    message = rf"^parallel files differ in their number of lines: {counts}; line n of each is one record, so correct"
     with pytest.raises(errors.BadInput, match=message):
         records(paths)
 

@@ -94,7 +94,7 @@ def test_what_is_too_long_is_dropped_or_cut_and_counted():
             [[3, 2], [14, 9]],
             CAPACITY,
             {},
-            r"^example 1 .* has 14 source tokens, and a row holds 13; raise config.data.source_length, or set .*'truncate'$",
+            r"^example 1 .* has 14 source tokens, and a row holds 13; raise config.data.source_length, or set .*'trunc",
         ),
         (
             [[3, 8]],

@@ -19,7 +19,7 @@ from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import ModelConfig
 from tests import legible
-from train import figures, report
+from train import figures, report, terminal
 
 PIECES = ["▁", "⏎", "$x$", "▁the", "中文", "ab\tc", "a_much_too_long_piece", "<0xC3>"]
 SENTENCE = "def f(x):\n x"  # 13 tokens with the one that begins a text
@@ -179,7 +179,7 @@ def test_a_model_without_a_tokenizer_neither_draws_nor_writes_even_from_token_id
     for act in (
         lambda: report.attention_map(mute, "moon", tmp_path),
         lambda: report.next_token(mute, "moon", Settings(), tmp_path),
-        lambda: report.complete(mute, [("", request)], 0),
+        lambda: terminal.complete(mute, [("", request)], 0),
         lambda: decode.generate(mute, [request], seed=0),
         lambda: next(decode.stream(mute, request, seed=0)),
     ):
@@ -296,7 +296,7 @@ def test_completions_stand_by_prompt_then_setting_with_their_end_and_mean():
         for name, reason in [("greedy", "stop"), ("top-k 5", "length")]
         for prompt in ["First", "Second"]
     ]
-    text = printed(report.completions_table, rows)
+    text = printed(terminal.completions_table, rows)
     places = [
         text.index(f"{p}▸ {n} text") for p in ("First", "Second") for n in ("greedy", "top-k 5")
     ]
@@ -307,7 +307,7 @@ def test_completions_stand_by_prompt_then_setting_with_their_end_and_mean():
 
 def test_code_keeps_its_lines_and_final_line_breaks_are_seen():
     code = row("greedy", "def f(x):\n", "    if x:\n\n        return [bold]x\n\n")
-    lines = printed(report.completions_table, [code]).splitlines()
+    lines = printed(terminal.completions_table, [code]).splitlines()
     start = next(i for i, line in enumerate(lines) if "def f(x):" in line)
     column = lines[start].index("def")
     body = [line[column:] for line in lines[start : start + 4]]
@@ -315,37 +315,37 @@ def test_code_keeps_its_lines_and_final_line_breaks_are_seen():
 
 
 def test_blanks_at_the_end_are_seen_and_counted():
-    text = printed(report.completions_table, [row("greedy", "p", " x  \n\t" + 48 * " ")])
+    text = printed(terminal.completions_table, [row("greedy", "p", " x  \n\t" + 48 * " ")])
     assert "p▸ x··⏎⇥·×48" in text
-    assert "p▸·×48" in printed(report.completions_table, [row("greedy", "p", 48 * " ")])
+    assert "p▸·×48" in printed(terminal.completions_table, [row("greedy", "p", 48 * " ")])
 
 
 def test_long_text_wraps_to_the_width_and_nothing_is_lost():
     words = [f"w{i}" for i in range(97)]
-    text = printed(report.completions_table, [row("greedy", "p", " ".join(words))], width=43)
+    text = printed(terminal.completions_table, [row("greedy", "p", " ".join(words))], width=43)
     assert max(map(len, text.splitlines())) <= 43
     assert [word for word in text.replace("p▸", " ").split() if word in words] == words
 
 
 def test_text_cannot_move_the_cursor():
     evil = row("greedy", "a\x1b[2J", "b\rc\x9b1m\u202ed\x07")
-    text = printed(report.completions_table, [evil])
+    text = printed(terminal.completions_table, [evil])
     assert r"a\x1b[2J▸b\rc\x9b1m\u202ed\x07" in text
     assert not set(text) & set("\x1b\r\x9b\u202e\x07")
 
 
 def test_on_a_terminal_the_prompt_is_dim_and_the_completion_is_not():
-    text = printed(report.completions_table, [row("greedy", "start", " end")], terminal=True)
+    text = printed(terminal.completions_table, [row("greedy", "start", " end")], terminal=True)
     assert "\x1b[2mstart\x1b[0m\x1b[1m▸\x1b[0m end" in text
 
 
 def test_a_completion_without_tokens_has_no_mean():
-    text = printed(report.completions_table, [row("greedy", "p", "", "stop", ())])
+    text = printed(terminal.completions_table, [row("greedy", "p", "", "stop", ())])
     assert "p▸" in text and "nan" not in text
 
 
 def test_a_completion_without_a_name_for_its_settings_stands_beside_its_end():
-    lines = printed(report.completions_table, [row("", "p", " rest", "stop")]).splitlines()
+    lines = printed(terminal.completions_table, [row("", "p", " rest", "stop")]).splitlines()
     assert [line.split() for line in lines][4:5] == ["stop · -0.750 p▸ rest".split()]
 
 
@@ -359,7 +359,7 @@ def test_a_stream_prints_each_piece_as_it_comes_and_then_the_end(capsys):
             heard.append(capsys.readouterr().out)
         yield dataclasses.replace(completion, tokens=(5, 7, 11))
 
-    assert report.completion_stream("one\n", pieces()).tokens == (5, 7, 11)
+    assert terminal.completion_stream("one\n", pieces()).tokens == (5, 7, 11)
     assert heard == ["one\n\\x1b", " two"]
     assert capsys.readouterr().out == "\n\n3 tokens · stop · log-prob -0.750 a token\n"
 
@@ -368,7 +368,7 @@ def test_the_evaluation_stands_beside_what_xz_needs():
     metrics = dict(
         loss=2.5, perplexity=12.1825, bits_per_byte=1.5, tokens=431.0, bytes=1009, xz_bytes=227
     )
-    text = printed(report.evaluation_table, metrics, width=80)
+    text = printed(terminal.evaluation_table, metrics, width=80)
     lines = [line.split() for line in text.splitlines()]
     assert lines == [
         "held-out text 1,009 bytes in 431 tokens".split(),
@@ -378,5 +378,5 @@ def test_the_evaluation_stands_beside_what_xz_needs():
         "1.7998 xz -9e: 227 bytes for the same text".split(),
     ]
     assert "10.0% above xz" in printed(
-        report.evaluation_table, metrics | {"bits_per_byte": 1.7998 * 1.1}, width=80
+        terminal.evaluation_table, metrics | {"bits_per_byte": 1.7998 * 1.1}, width=80
     )

@@ -14,7 +14,7 @@ import model
 from model import errors
 from model.config import ModelConfig
 from tests import legible
-from train import figures, report, scatter
+from train import figures, report, scatter, terminal
 
 SPACE = "\u2581"
 
@@ -47,7 +47,7 @@ def lm() -> model.LM:
 
 def drawn(lm, tmp_path, words=None, counts_V=None):
     pictures, numbers = scatter.embedding_space(lm, tmp_path, words, counts_V)
-    report.neighbours_table(numbers)
+    terminal.neighbours_table(numbers)
     return {p.stem: json.loads(p.with_suffix(".json").read_text("utf-8")) for p in pictures}
 
 
@@ -102,7 +102,7 @@ def test_bars_are_as_long_as_the_cosines_and_dots_lie_where_the_points_are(lm, t
 def test_a_table_of_neighbours_has_a_row_per_word():
     file = io.StringIO()
     numbers = {"words": [{"word": "moon\x1b", "pieces": [" sun"], "cosines": [0.5]}]}
-    report.neighbours_table(numbers, Console(file=file, width=70))
+    terminal.neighbours_table(numbers, Console(file=file, width=70))
     assert r"moon\x1b" in file.getvalue() and "sun 0.50" in file.getvalue()
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 import model
 from model import errors
 from model.config import ModelConfig
-from train import report, word_tests
+from train import report, terminal, word_tests
 
 WORDS = ("man", "king", "woman", "queen", "moon", "sun", "star")
 
@@ -98,7 +98,7 @@ def test_answers_are_printed_with_their_intervals_and_dashes_where_there_are_non
     answers = word_tests.answer(lm, asked(files, lower_case=True))
     file = io.StringIO()
     console = Console(file=file, width=80)
-    report.neighbours_table(word_tests.questions(answers), console, "analogy")
+    terminal.neighbours_table(word_tests.questions(answers), console, "analogy")
     word_tests.print_tables(answers, console)
     said = file.getvalue()
     assert "man : king = woman : ?" in said and "queen 0.96" in said

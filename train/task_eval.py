@@ -23,9 +23,9 @@ from train import (
     evaluate,
     grading,
     predictions,
-    report,
     tables,
     tasks,
+    terminal,
 )
 from train.evaluate import Run
 from train.grading import Line
@@ -66,7 +66,7 @@ def run(
     else:
         asked = evaluate.opened(directory, changed)
         records = test_records(asked)  # what is wrong with them is told before any work is done
-        report.evaluation_table(evaluate.of(asked), console)
+        terminal.evaluation_table(evaluate.of(asked), console)
         ours = None if records is None else measure(asked, records, workdir)
     if ours:
         show(ours, console)
