@@ -74,6 +74,19 @@ _SHOTS = flags.DEFINE_list("shots", None, "numbers of shots, such as 0,1,2,4; an
 _LIMIT = flags.DEFINE_integer("limit", None, "only so many questions, the first ones")
 _LM_EVAL = flags.DEFINE_list("lm_eval", None, "tasks of lm-eval, by name")
 _INCLUDE = flags.DEFINE_string("include_path", None, "a directory with more tasks of lm-eval")
+# Of an embedding space.
+_WORDS = flags.DEFINE_list("words", None, "words whose neighbours and places are shown")
+_ANALOGY = flags.DEFINE_multi_string("analogy", None, "such as man:king::woman; repeatable")
+_SIMILARITY = flags.DEFINE_multi_string(
+    "similarity", None, "a file of word, word and people's score; repeatable"
+)
+_ANALOGIES = flags.DEFINE_multi_string(
+    "analogies", None, "a file of four words a line, in sections; repeatable"
+)
+_SEVERAL = flags.DEFINE_string(
+    "several", "mean", "what a word of several pieces is: their mean, or out"
+)
+_LOWER = flags.DEFINE_bool("lower_case", False, "these words, in lower case")
 # Of sweeps over a config.
 _ZIP = flags.DEFINE_bool("zip", False, "the keys of a sweep move together, instead of a product")
 _CHAIN = flags.DEFINE_bool("chain", False, "one key after the other, the rest as the config has it")
@@ -211,9 +224,14 @@ def _prompted(overrides: Sequence[str]) -> int:
 def inspect_verb(overrides: Sequence[str]) -> int:
     """draw a run's loss curve, embedding space, attention maps and next-token distributions"""
     from decode import options
-    from train import report
+    from train import report, word_tests
 
-    return report.run(_directory("from"), _PROMPT.value, options.values(_given()))
+    files: dict[str, Any] = dict(
+        similarity=_SIMILARITY.value or (), analogy_files=_ANALOGIES.value or ()
+    )
+    how: dict[str, Any] = dict(several=_SEVERAL.value, lower_case=_LOWER.value)
+    asked = word_tests.read(_WORDS.value or (), _ANALOGY.value or (), **files, **how)
+    return report.run(_directory("from"), _PROMPT.value, options.values(_given()), asked)
 
 
 def replay_verb(overrides: Sequence[str]) -> int:

@@ -110,11 +110,18 @@ def test_analogies_count_what_is_right_and_what_is_out_of_the_vocabulary(monkeyp
         "unknown": [("zebra", "king", "woman", "moon")],
     }
     found = embeddings.analogies(space("out", table), sections)
-    assert found["royal"] == {"questions": 2, "out_of_vocabulary": 1, "right": 2, "accuracy": 100}
-    assert found["odd"] == {"questions": 1, "out_of_vocabulary": 0, "right": 0, "accuracy": 0}
+    ends = {"low": 100, "high": 100}
+    assert found["royal"] == {
+        "questions": 2, "out_of_vocabulary": 1, "right": 2, "accuracy": 100, **ends,
+    }  # fmt: skip
+    ends = {"low": None, "high": None}
+    assert found["odd"] == {
+        "questions": 1, "out_of_vocabulary": 0, "right": 0, "accuracy": 0, **ends,
+    }  # fmt: skip
     assert found["unknown"]["accuracy"] is None
     assert found["all"] == {
         "questions": 3, "out_of_vocabulary": 2, "right": 2, "accuracy": pytest.approx(200 / 3),
+        "low": 0, "high": 100,
     }  # fmt: skip
 
 
@@ -129,6 +136,43 @@ def test_what_analogies_take_for_right_is_what_an_analogy_answers():
             wrong += [(a, b, c, word) for word in words if word != best[1:]]
     scores = embeddings.analogies(found, {"right": right, "wrong": wrong})
     assert scores["right"]["right"] == len(right) > 10 and scores["wrong"]["right"] == 0
+
+
+def test_the_interval_of_analogies_is_that_of_drawing_questions_with_replacement():
+    """Of 83 questions the share is normal to within the error of 10,000 draws and the steps of 1 in 83."""
+    low, high = embeddings._share_interval(31, 83)
+    error = np.sqrt(31 / 83 * 52 / 83 / 83)
+    expected = 100 * (31 / 83 + scipy.stats.norm.ppf([0.025, 0.975]) * error)
+    np.testing.assert_allclose([low, high], expected, atol=1.3)
+
+
+def test_rho_of_a_sample_is_scipys_of_its_pairs_written_out():
+    """With ties in both columns, and pairs that are drawn several times or not at all."""
+    numbers = np.random.default_rng(19)
+    x_N, y_N = numbers.integers(0, 7, 13) / 7, numbers.normal(size=13).round(1)
+    weights_BN = np.stack([np.bincount(numbers.integers(0, 13, 13), minlength=13) for _ in "12345"])
+    rho_B = embeddings._spearman(x_N, y_N, weights_BN.astype(float))
+    for rho, weights_N in zip(rho_B, weights_BN, strict=True):
+        drawn = np.repeat(x_N, weights_N), np.repeat(y_N, weights_N)
+        assert rho == pytest.approx(scipy.stats.spearmanr(*drawn).statistic)
+    assert np.isnan(embeddings._spearman(x_N, y_N, 13.0 * np.eye(13)[:1])).all()
+
+
+def test_the_interval_of_rho_is_that_of_pairs_drawn_with_replacement():
+    found = space("out")
+    names = [(a, b) for a, b in itertools.combinations(found.rows, 2)]
+    scores = np.random.default_rng(23).normal(size=len(names))
+    pairs = [(*two, float(score)) for two, score in zip(names, scores, strict=True)]
+    sure = embeddings.similarity(found, pairs)
+    cosines = [found.unit_VD[found.rows[a]] @ found.unit_VD[found.rows[b]] for a, b in names]
+    numbers, rhos = np.random.default_rng(29), []
+    for _ in range(800):
+        drawn = numbers.integers(0, len(names), len(names))
+        rhos.append(scipy.stats.spearmanr(np.array(cosines)[drawn], scores[drawn]).statistic)
+    # An end from 800 draws has a standard deviation of 0.03, four of which are allowed.
+    np.testing.assert_allclose(
+        [sure["low"], sure["high"]], np.quantile(rhos, [0.025, 0.975]), atol=0.12
+    )
 
 
 def test_similarity_is_spearmans_rho_over_the_pairs_it_knows():

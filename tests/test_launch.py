@@ -253,7 +253,12 @@ def test_plan_prints_what_a_published_model_would_cost():
         ),
         (
             ["inspect", "--from={run}", "--draft={run}"],
-            "inspect does not read --draft; it reads --from, --prompt, --max_new_tokens and the other settings",
+            "inspect does not read --draft; it reads --from, --prompt, --words, --analogy, --similarity, --analogies, "
+            "--several, --lower_case, --max_new_tokens and the other settings",
+        ),
+        (
+            ["inspect", "--from={run}", "--words=moon", "--analogy=sun:moon"],
+            "analogy 'sun:moon' is not of the form A:B::C; give one such as man:king::woman",
         ),
         (["eval", "--from={run}", "--top_k=3"], "eval does not read --top_k; it reads --from"),
         (

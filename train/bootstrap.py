@@ -7,6 +7,7 @@ a draw sums the counts of its examples. K is the parts of a count (correct, all,
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -76,11 +77,26 @@ def interval(
     (a sample without entities) are left out. Where all examples are alike the interval has no width, whatever the
     truth: for a share of 0 or 100 % it says nothing.
     """
+    of, size = functools.partial(_values, scores), len(scores.references)
+    return resampled(of, scores.value, size, seed=seed, draws=draws, level=level)
+
+
+def resampled(
+    of: Callable[[np.ndarray], np.ndarray],
+    value: float,
+    size: int,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    level: float = quality.LEVEL,
+) -> Interval:
+    """As `interval`, of a measure of `size` examples that no sum of counts gives, such as a correlation of ranks.
+
+    `of` turns how often each example is in each draw, [B, N], into the value of each draw, [B].
+    """
     _check(draws, level)
-    values = np.concatenate(
-        [_values(scores, weights_BN) for weights_BN in _resamples(scores, seed, draws)]
-    )
-    return _between(scores.value, values, len(scores.references), level)
+    values = np.concatenate([of(weights_BN) for weights_BN in _resamples(size, seed, draws)])
+    return _between(value, values, size, level)
 
 
 def compare(
@@ -96,7 +112,7 @@ def compare(
     observed, size = ours.value - theirs.value, len(ours.references)
     drawn = [
         _values(ours, weights_BN) - _values(theirs, weights_BN)
-        for weights_BN in _resamples(ours, seed, draws)
+        for weights_BN in _resamples(size, seed, draws)
     ]
     numbers = np.random.default_rng([seed, 1])
     smaller = 0
@@ -145,9 +161,9 @@ def _in_the_same_classes(ours: Scores, theirs: Scores) -> tuple[Scores, Scores]:
     return both[0], both[1]
 
 
-def _resamples(scores: Scores, seed: int, draws: int) -> Iterator[np.ndarray]:
+def _resamples(size: int, seed: int, draws: int) -> Iterator[np.ndarray]:
     """How often each of the N examples is in each draw, a block of draws at a time."""
-    numbers, size = np.random.default_rng(seed), len(scores.references)
+    numbers = np.random.default_rng(seed)
     for block in _blocks(draws, size):
         places = numbers.integers(0, size, (block, size)) + size * np.arange(block)[:, None]
         yield np.bincount(places.ravel(), minlength=block * size).reshape(block, size).astype(float)

@@ -39,7 +39,10 @@ READS: dict[str, tuple[str, ...]] = {
     "eval --lm_eval": (
         *("from", "workdir", "lm_eval", "include_path", "shots", "limit", "batch_size"),
     ),
-    "inspect": ("from", "prompt"),
+    "inspect": (
+        *("from", "prompt", "words", "analogy", "similarity", "analogies", "several"),
+        "lower_case",
+    ),
     "replay": ("workdir",),
     "import": ("from", "workdir"),
     "export": ("from", "workdir"),
@@ -95,6 +98,8 @@ def _complaint(error: Exception) -> str:
     missing = re.search(r"(\S+) \[Errno \d+\] (No such file|Is a directory)", text)
     if missing:
         return f"--config={missing.group(1)}: {missing.group(2)}; give a recipe such as configs/quickstart.py"
+    # A config file's own complaint stands at the end of how it came about.
+    text = re.sub(r" Traceback \(most recent call last\): .* (\w+: )", r" \1", text)
     if isinstance(error, flags.Error):
         return re.sub(
             r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text

@@ -5,6 +5,7 @@ A word is spelled as it stands within a text. One of several pieces is their mea
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -16,6 +17,7 @@ import scipy.stats  # type: ignore[import-untyped]
 
 from model import errors
 from model.tokenizer import Tokenizer
+from train import bootstrap
 
 SEVERAL = ("mean", "out")  # what a word of several pieces is
 NEAREST = 8  # neighbours that are shown of a word
@@ -110,7 +112,8 @@ def analogy(space: Space, a: str, b: str, c: str, count: int = NEAREST) -> dict[
 def analogies(space: Space, sections: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     """The share of questions a : b = c : d whose d is nearest to b - a + c, in per cent, of all and by section.
 
-    Questions with a word out of the vocabulary are counted out, and how many they are is said.
+    Questions with a word out of the vocabulary are counted out, and how many they are is said. `low` and `high` are
+    the ends of the 95 % bootstrap interval; no value is None where there is no question.
     """
     found: dict[str, Any] = {}
     for name, questions in sections.items():
@@ -131,21 +134,29 @@ def analogies(space: Space, sections: Mapping[str, Sequence[Question]]) -> dict[
     }
     found["all"] = total
     for each in found.values():
-        each["accuracy"] = 100 * each["right"] / each["questions"] if each["questions"] else None
+        count, right = each["questions"], each["right"]
+        each["accuracy"] = 100 * right / count if count else None
+        each["low"], each["high"] = _share_interval(right, count)
     return found
 
 
 def similarity(space: Space, pairs: Sequence[tuple[str, str, float]]) -> dict[str, Any]:
     """Spearman's rho between cosines and people's scores, over the pairs whose words are both in the vocabulary.
 
-    The others are counted out, and how many they are is said. None where rho is not defined.
+    The others are counted out, and how many they are is said. `low` and `high` are the ends of the 95 % bootstrap
+    interval over pairs. None where rho is not defined.
     """
     known = [(space.rows[a], space.rows[b], x) for a, b, x in pairs if {a, b} <= space.rows.keys()]
     cosines = [float(space.unit_VD[a] @ space.unit_VD[b]) for a, b, _ in known]
     scores = [score for *_, score in known]
     defined = len(set(cosines)) > 1 and len(set(scores)) > 1
-    rho = float(scipy.stats.spearmanr(cosines, scores).statistic) if defined else None
-    return {"pairs": len(known), "out_of_vocabulary": len(pairs) - len(known), "spearman": rho}
+    numbers: dict[str, Any] = {"spearman": None, "low": None, "high": None}
+    if defined:
+        rho = float(scipy.stats.spearmanr(cosines, scores).statistic)
+        of = functools.partial(_spearman, np.array(cosines), np.array(scores))
+        sure = bootstrap.resampled(of, rho, len(known), seed=0)
+        numbers = {"spearman": rho, "low": sure.low, "high": sure.high}
+    return {"pairs": len(known), "out_of_vocabulary": len(pairs) - len(known), **numbers}
 
 
 def projection(space: Space, rows: Sequence[int], dimensions: int = 2) -> dict[str, Any]:
@@ -241,6 +252,40 @@ def _answers(space: Space, rows_NQ: np.ndarray) -> np.ndarray:
     cosine_NV[:, space.hidden_V] = -np.inf
     np.put_along_axis(cosine_NV, rows_NQ[:, :3], -np.inf, axis=1)
     return cosine_NV.argmax(1)
+
+
+def _spearman(x_N: np.ndarray, y_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
+    """Rho of samples in which pair n occurs `weights_BN[b, n]` times; not a number where all of a sample are tied."""
+    ranks = [_ranks(values_N, weights_BN) for values_N in (x_N, y_N)]
+    size = weights_BN.shape[1]
+    a_BN, b_BN = (
+        rank_BN - (weights_BN * rank_BN).sum(1, keepdims=True) / size for rank_BN in ranks
+    )
+    products_B, a_B, b_B = (
+        (weights_BN * one_BN * other_BN).sum(1)
+        for one_BN, other_BN in ((a_BN, b_BN), (a_BN, a_BN), (b_BN, b_BN))
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return products_B / np.sqrt(a_B * b_B)
+
+
+def _ranks(values_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
+    """The mean rank of each value in samples that hold it several times, or not at all."""
+    order_N = np.argsort(values_N, kind="stable")
+    sorted_N = values_N[order_N]
+    begins = np.flatnonzero(np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]]))
+    tied_BG = np.add.reduceat(weights_BN[:, order_N], begins, axis=1)
+    ranks_BG = np.cumsum(tied_BG, axis=1) - (tied_BG - 1) / 2
+    return ranks_BG[:, np.searchsorted(sorted_N[begins], values_N)]
+
+
+def _share_interval(right: int, count: int) -> tuple[float | None, float | None]:
+    """In per cent: how many of `count` questions drawn with replacement are right follows a binomial distribution."""
+    if count < 2:
+        return None, None
+    drawn = np.random.default_rng(0).binomial(count, right / count, bootstrap.DRAWS)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return 100 * float(low) / count, 100 * float(high) / count
 
 
 def _nearest(space: Space, cosine_V: np.ndarray, count: int) -> dict[str, list]:

@@ -131,7 +131,7 @@ def loss(numbers: Mapping[str, Any]) -> Figure:
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
     axes.set_xlabel("training tokens" if unit == "tokens" else "training steps")
     axes.set_ylabel("loss (nats per token)")
-    _end_labels(axes, 4.4 * 0.72, ends)
+    end_labels(axes, 4.4 * 0.72, ends)
     note = f"{max(training['step'] + held_out['step']):,} steps"
     note += f" · {max(every):,} tokens" if unit == "tokens" else ""
     if numbers["not_finite"]:
@@ -227,7 +227,7 @@ def next_token(numbers: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _end_labels(axes: Axes, inches: float, ends: list[tuple[float, str, str]]) -> None:
+def end_labels(axes: Axes, inches: float, ends: list[tuple[float, str, str]]) -> None:
     """Writes each text right of the axes at the height of its value; those that would overlap move apart."""
     low, high = axes.get_ylim()
     line = 13 / 72 / inches  # of 9 points, as a share of the axes

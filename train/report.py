@@ -26,7 +26,7 @@ from decode.requests import Completion, Request
 from decode.settings import Settings
 from model import errors, tokenizer
 from model.config import RECURRENT
-from train import answers, curves, embeddings, figures, scatter, visible
+from train import answers, curves, embeddings, figures, scatter, visible, word_tests
 
 PROMPTS = ("Where is Ganymede located in the solar system?",)
 SETTINGS = Settings(temperature=0.7, top_k=10, top_p=0.8)  # each visible in a picture of 15 tokens
@@ -41,12 +41,13 @@ def run(
     directory: pathlib.Path,
     prompts: Sequence[str] | None = None,
     changed: Mapping[str, Any] | None = None,
-    words: Sequence[str] | None = None,
+    asked: word_tests.Asked = word_tests.NOTHING,
 ) -> int:
     """Draws all pictures of a run, or of a model without one, into `<directory>/figures`.
 
-    The settings that are shown are SETTINGS with the values that `changed` gives; the words whose neighbours and
-    places in the embedding space are shown are by default the most frequent ones.
+    The settings that are shown are SETTINGS with the values that `changed` gives; `asked` says whose
+    neighbours and places in the embedding space are shown, by default those of the most frequent words, and what else
+    is asked of that space.
     """
     directory = pathlib.Path(directory)
     settings = errors.build(
@@ -59,12 +60,12 @@ def run(
             f"{directory} holds an {lm.config.family} model, and prompts are for those that predict the next token; "
             "leave the prompts out, or give another directory"
         )
+    told, counts_V = word_tests.answer(lm, asked), embeddings.token_counts(directory)
+    pictures, numbers = scatter.embedding_space(lm, place, asked.words, counts_V, asked.several)
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
-    pictures, numbers = scatter.embedding_space(
-        lm, place, words, embeddings.token_counts(directory)
-    )
     neighbours_table(numbers)
+    word_tests.tell(told, place)
     for picture in pictures:
         print(f"embedding space: {picture}")
     prompts = (prompts or PROMPTS) if predicts else ()

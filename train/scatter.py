@@ -29,14 +29,15 @@ def embedding_space(
     directory: pathlib.Path,
     words: Sequence[str] | None = None,
     counts_V: np.ndarray | None = None,
+    several: str = "mean",
 ) -> tuple[list[pathlib.Path], dict[str, Any]]:
     """Draws the nearest neighbours of words, and the words on two and on three axes where there are enough.
 
-    Without `words` the most frequent are taken: by `counts_V`, or else by their order in the vocabulary. Returns the
-    pictures and the numbers of the neighbours.
+    Without `words` the most frequent are taken: by `counts_V`, or else by their order in the vocabulary. `several` is
+    that of `embeddings.space`. Returns the pictures and the numbers of the neighbours.
     """
     table_VD = np.asarray(lm.params["embedding"]["weight"], np.float32)
-    space = embeddings.space(table_VD, lm.words, words or ())
+    space = embeddings.space(table_VD, lm.words, words or (), several)
     order = "as given"
     if not words:
         order = "the most frequent" if counts_V is not None else "the first of the vocabulary"
