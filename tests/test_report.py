@@ -366,14 +366,23 @@ def test_a_stream_prints_each_piece_as_it_comes_and_then_the_end(capsys):
 
 def test_the_evaluation_stands_beside_what_xz_needs():
     metrics = dict(
-        loss=2.5, perplexity=12.1825, bits_per_byte=1.5, tokens=431.0, bytes=1009, xz_bytes=227
+        loss=2.5,
+        perplexity=12.1825,
+        accuracy=0.25,
+        bits_per_byte=1.5,
+        word_perplexity=701.5,
+        tokens=431.0,
+        bytes=1009,
+        xz_bytes=227,
     )
     text = printed(terminal.evaluation_table, metrics, width=80)
     lines = [line.split() for line in text.splitlines()]
     assert lines == [
         "held-out text 1,009 bytes in 431 tokens".split(),
-        "loss 2.5000 nats per token".split(),
+        "loss 2.5000 nats per target".split(),
         "perplexity 12.18".split(),
+        "accuracy 25.00% of targets are the likeliest".split(),
+        "word perplexity 701.50 per word".split(),
         "bits per byte 1.5000 this model: 190 bytes, 16.7% below xz".split(),
         "1.7998 xz -9e: 227 bytes for the same text".split(),
     ]

@@ -35,9 +35,9 @@ def run(
 ) -> int:
     """Draws all pictures of a run, or of a model without one, into `<directory>/figures`.
 
-    The settings that are shown are SETTINGS with the values that `changed` gives; the words whose neighbours and
-    places in the embedding space are shown are those of `asked`, or else the most frequent ones. What else is asked of
-    the space is printed, and written into `<directory>/figures/embedding.json`.
+    The settings that are shown are SETTINGS with the values that `changed` gives; `asked` says whose
+    neighbours and places in the embedding space are shown, by default those of the most frequent words, and what else
+    is asked of that space.
     """
     directory = pathlib.Path(directory)
     settings = errors.build(
@@ -50,17 +50,12 @@ def run(
             f"{directory} holds an {lm.config.family} model, and prompts are for those that predict the next token; "
             "leave the prompts out, or give another directory"
         )
-    told = word_tests.answer(lm, asked)
-    pictures, numbers = scatter.embedding_space(
-        lm, place, asked.words, embeddings.token_counts(directory), asked.several
-    )
+    told, counts_V = word_tests.answer(lm, asked), embeddings.token_counts(directory)
+    pictures, numbers = scatter.embedding_space(lm, place, asked.words, counts_V, asked.several)
     if (directory / "metrics.jsonl").exists():
         print(f"loss curve: {loss_curve(directory)}")
     terminal.neighbours_table(numbers)
-    if told:
-        terminal.neighbours_table(word_tests.questions(told), header="analogy")
-        word_tests.print_tables(told)
-        print(f"what was asked of the space: {word_tests.write(told, place)}")
+    word_tests.tell(told, place)
     for picture in pictures:
         print(f"embedding space: {picture}")
     prompts = (prompts or PROMPTS) if predicts else ()

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich import markup
 from rich.console import Console
 
 import model
 from model import checkpoint, errors
-from train import embeddings, tables
+from train import embeddings, figures, tables
 from train.embeddings import Question
 
 Pair = tuple[str, str, float]
@@ -112,18 +113,28 @@ def answer(lm: model.LM, asked: Asked) -> dict[str, Any]:
     }
 
 
-def questions(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """The analogies that were asked one by one, as rows of a table of neighbours."""
-    rows = [
-        {**each, "word": f"{each['a']} : {each['b']} = {each['c']} : ?"}
-        for each in answers["analogies"]
-    ]
-    return {"words": rows}
+def tell(
+    answers: Mapping[str, Any], directory: pathlib.Path, console: Console | None = None
+) -> None:
+    """Prints answers, and writes them into `<directory>/embedding.json`; nothing where nothing was asked."""
+    if not answers:
+        return
+    for header, rows in tables_of(answers):
+        named = [[markup.escape(row[0]), *row[1:]] for row in rows]
+        tables.grid(console or Console(), [markup.escape(header[0]), *header[1:]], named)
+    path = directory / "embedding.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_file(path, json.dumps(answers, indent=2, allow_nan=False) + "\n")
+    print(f"\nwhat was asked of the embedding space: {path}")
 
 
 def tables_of(answers: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """A header and rows for the similarity files, if any, and for each analogy file."""
+    """A header and rows for each analogy, for the similarity files, if any, and for each analogy file."""
     found = []
+    for each in answers["analogies"]:
+        header = [f"{each['a']} : {each['b']} = {each['c']} : ?", "cosine"]
+        pairs = zip(each["pieces"], each["cosines"], strict=True)
+        found.append((header, [[figures.label(piece), f"{cosine:.2f}"] for piece, cosine in pairs]))
     if answers["similarity"]:
         header = ["similarity", "pairs", "out of vocab.", "Spearman", "95 % interval"]
         rows = [
@@ -132,33 +143,14 @@ def tables_of(answers: Mapping[str, Any]) -> list[tuple[list[str], list[list[str
         ]
         found.append((header, rows))
     for path, sections in answers["analogy_files"].items():
-        header = [
-            pathlib.Path(path).name,
-            "questions",
-            "out of vocab.",
-            "right (%)",
-            "95 % interval",
-        ]
+        name = pathlib.Path(path).name
+        header = [name, "questions", "out of vocab.", "right (%)", "95 % interval"]
         rows = [
             [name, *_counts(each, "questions"), *_measured(each, "accuracy", 1)]
             for name, each in sections.items()
         ]
         found.append((header, rows))
     return found
-
-
-def print_tables(answers: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints what came of the files."""
-    for header, rows in tables_of(answers):
-        tables.grid(console or Console(), header, rows)
-
-
-def write(answers: Mapping[str, Any], directory: pathlib.Path) -> pathlib.Path:
-    """Writes `embedding.json`, whole or not at all, and returns its path."""
-    path = directory / "embedding.json"
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_file(path, json.dumps(answers, indent=2, allow_nan=False) + "\n")
-    return path
 
 
 def _analogy(text: str) -> tuple[str, str, str]:
