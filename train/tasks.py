@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from model import chat, errors, tokenizer
 from model.config import RECURRENT, ModelConfig
@@ -156,8 +156,8 @@ class Task:
     def framed(self, prompt: Item, words: Tokenizer) -> str | list[int]:
         """A prompt as the model has learnt to read one: text for the tokenizer to frame, or ids as they are.
 
-        A mere text stands for the one field that the template names, for words between white space, or for what the
-        user says. Special tokens count where the task hides text behind them.
+        A mere text stands for the one field that the template names, those aside that it asks about by `{% if %}`, for
+        words between white space, or for what the user says. Special tokens count where the task hides text behind them.
         """
         if self.kind == "chat":
             messages = [{"role": "user", "content": prompt}]
@@ -174,13 +174,14 @@ class Task:
                 return text
             return [*words.prefix_ids, *words.encode(text, special=True), *words.suffix_ids]
         if isinstance(prompt, str):
-            names = sorted(_names(self.source))
+            spare = _asked_about(self.source)
+            names = sorted(_names(self.source) - spare) or sorted(spare)
             if len(names) != 1:
                 raise errors.BadInput(
                     f"the template {self.source!r} of this task has the fields {', '.join(names) or 'none'}, and a "
                     'mere text fills one; give them by --prompts, in lines such as {"fields": {"text": "..."}}'
                 )
-            prompt = {names[0]: prompt}
+            prompt = {**dict.fromkeys(spare, ""), names[0]: prompt}
         return fill(self.source, prompt)
 
     def texts(self, item: Item) -> list[str]:
@@ -245,6 +246,12 @@ def _template(text: str) -> jinja2.Template:
 def _names(template: str) -> set[str]:
     """The fields that a template asks for."""
     return meta.find_undeclared_variables(_ENVIRONMENT.parse(template))
+
+
+def _asked_about(template: str) -> set[str]:
+    """The fields that may be empty: `input` in `{% if input %}...{% endif %}`."""
+    tests = [clause.test for clause in _ENVIRONMENT.parse(template).find_all(nodes.If)]
+    return {each.name for each in tests if isinstance(each, nodes.Name)}
 
 
 def named(template: str) -> str:
