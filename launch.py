@@ -120,6 +120,7 @@ def decode_verb(overrides: Sequence[str]) -> int:
     """complete prompts, and write completions.jsonl and manifest.json"""
     import model
     from decode import manifest, options, prompts, rules
+    from model import errors
     from train import recipe, terminal
 
     source, given = _directory("from"), options.values(_given())
@@ -129,6 +130,10 @@ def decode_verb(overrides: Sequence[str]) -> int:
     named = prompts.asked(_PROMPT.value, _PROMPTS.value, given, lm.tokenizer, frame)
     if not named:
         asked = recipe.of_run(source) if _CONFIG.value is None else _recipe(overrides)
+        if not asked.decode.prompts:
+            raise errors.BadInput(
+                "config.decode.prompts is empty, so nothing is asked; add --prompt=TEXT"
+            )
         named = [(name, request) for name, _, request in asked.requests(lm.words, given)]
         seed = asked.decode.seed if seed is None else seed
     for note in rules.notes(lm, [request.settings for _, request in named]):

@@ -31,6 +31,7 @@ def get_config(data: str = "data") -> ConfigDict:
             "train": {"steps": 150, "batch_size": 8, "eval_every": 25, "save_every": 50},
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 20, "end_fraction": 0.05},
             "runtime": {"dropout": 0.1, "unroll": 4},
+            "decode": {"prompts": ("Name three kinds of fruit.",)},
             "evaluate": {"metrics": ("exact_match", "chrf"), "settings": {"max_new_tokens": 80}},
         }
     )

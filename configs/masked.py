@@ -30,5 +30,6 @@ def get_config(data: str = "data") -> ConfigDict:
             "train": {"steps": 4000, "batch_size": 16, "eval_every": 500, "save_every": 250},
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 200, "end_fraction": 0.05},
             "runtime": {"unroll": 4},
+            "decode": {"prompts": ("She opened the <mask> and looked out .",)},
         }
     )

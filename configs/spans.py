@@ -32,5 +32,6 @@ def get_config(data: str = "data") -> ConfigDict:
             },
             "train": {"steps": 4000, "batch_size": 8, "eval_every": 500, "save_every": 250},
             "optimizer": {"learning_rate": 2e-3, "warmup_steps": 200, "end_fraction": 0.05},
+            "decode": {"prompts": ("She opened the <extra_id_0> and looked out .",)},
         }
     )

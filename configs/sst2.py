@@ -41,5 +41,6 @@ def get_config(data: str = "data") -> ConfigDict:
             },
             "loss": {"label_smoothing": 0.1},
             "runtime": {"dropout": 0.3, "unroll": 2},
+            "decode": {"prompts": ("a moving and clever film", "dull from start to end")},
         }
     )

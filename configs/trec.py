@@ -41,5 +41,6 @@ def get_config(data: str = "data") -> ConfigDict:
             },
             "loss": {"label_smoothing": 0.1},
             "runtime": {"dropout": 0.3, "unroll": 2},
+            "decode": {"prompts": ("What is the capital of Peru ?", "Who wrote Emma ?")},
         }
     )

@@ -45,5 +45,6 @@ def get_config(data: str = "data") -> ConfigDict:
                 "ema_decay": 0.99,
             },
             "runtime": {"dropout": 0.3, "unroll": 2},
+            "decode": {"prompts": ("Emma flew from Lima to Paris with Air France",)},
         }
     )

@@ -37,7 +37,7 @@ def tuned(source, base, **groups) -> dict:
     return {name: group for name, group in whole.items() if name != "tokenizer"}
 
 
-NOTE = "'embedding/weight', 'output/weight' of {} has no like, and starts fresh"
+NOTE = "'embedding/weight', 'output/weight' has no like in {}, and starts fresh"
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 LORA = {"kind": "dora", "rank": 3, "alpha": 5, "targets": ["attention", "up"]}
 

@@ -334,6 +334,12 @@ def test_only_what_is_evaluated_may_differ_from_the_run(tmp_path):
         evaluate.opened(tmp_path, ["--config.evaluate.limit=5", "--config.train.steps=7"])
 
 
+def test_a_record_with_an_unknown_label_is_told_with_its_number(opened):
+    records = [*RECORDS["classify"][:2], {**RECORDS["classify"][2], "label": "neither"}]
+    with pytest.raises(errors.BadInput, match=r"^record 3 to evaluate: label 'neither' is not one"):
+        predictions.of(opened("classify"), records, ("accuracy",))
+
+
 def test_an_example_that_was_dropped_counts_as_a_guess_that_is_told(opened):
     run = opened("classify", length=11)
     long = dataclasses.replace(run.asked.task, too_long="drop")

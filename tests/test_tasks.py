@@ -123,7 +123,9 @@ def test_a_prompt_that_an_encoder_could_not_answer_is_refused_before_training(wo
 def test_a_text_fills_the_one_field_of_a_template(words):
     task = tasks.Task("seq2seq", source="Say: {{ fr }}", target="{{ en }}")
     assert task.framed("la lune", words) == task.framed({"fr": "la lune"}, words) == "Say: la lune"
-    two = tasks.Task("seq2seq", source="{{ a }}{% if b %} {{ b }}{% endif %}", target="{{ c }}")
+    spare = "{% if b %}{{ b }}: {% endif %}{{ a }}"
+    assert tasks.Task("seq2seq", source=spare).framed("x", words) == "x"
+    two = tasks.Task("seq2seq", source="{{ a }}{{ b }}", target="{{ c }}")
     with pytest.raises(errors.BadInput, match="has the fields a, b, and a mere text fills one"):
         two.framed("x", words)
     assert two.framed({"a": "x", "b": ""}, words) == "x"

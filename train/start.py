@@ -135,7 +135,7 @@ def begin(
         new = jax.jit(functools.partial(model.init, net), out_shardings=where)(key=key)
         leaves |= {name: leaf for name, leaf in hf.flatten(new).items() if name in fresh}
     params = hf.nest({name: leaves[name] for name in hf.flatten(where)})
-    notes = (f"{hf.listing(fresh)} of {path} has no like, and starts fresh",) if fresh else ()
+    notes = (f"{hf.listing(fresh)} has no like in {path}, and starts fresh",) if fresh else ()
     if adapt is None:
         return Begun(params, notes=notes)
     adapt = adapters.extended(adapt, fresh)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from model import chat, errors, tokenizer
 from model.config import RECURRENT, ModelConfig
@@ -156,8 +156,9 @@ class Task:
     def framed(self, prompt: Item, words: Tokenizer) -> str | list[int]:
         """A prompt as the model has learnt to read one: text for the tokenizer to frame, or ids as they are.
 
-        A mere text stands for the one field that the template names, for words between white space, or for what the
-        user says. Special tokens count where the task hides text behind them.
+        A mere text stands for the one field that the template names, those of `{% if %}` aside, for
+        words between white space, or for what the user says. Special tokens count where the task hides text behind
+        them.
         """
         if self.kind == "chat":
             messages = [{"role": "user", "content": prompt}]
@@ -173,15 +174,9 @@ class Task:
             if not hidden:
                 return text
             return [*words.prefix_ids, *words.encode(text, special=True), *words.suffix_ids]
-        if isinstance(prompt, str):
-            names = sorted(_names(self.source))
-            if len(names) != 1:
-                raise errors.BadInput(
-                    f"the template {self.source!r} of this task has the fields {', '.join(names) or 'none'}, and a "
-                    'mere text fills one; give them by --prompts, in lines such as {"fields": {"text": "..."}}'
-                )
-            prompt = {names[0]: prompt}
-        return fill(self.source, prompt)
+        return fill(
+            self.source, _filled(self.source, prompt) if isinstance(prompt, str) else prompt
+        )
 
     def texts(self, item: Item) -> list[str]:
         """All text that ids are made of: what a tokenizer is trained on."""
@@ -245,6 +240,19 @@ def _template(text: str) -> jinja2.Template:
 def _names(template: str) -> set[str]:
     """The fields that a template asks for."""
     return meta.find_undeclared_variables(_ENVIRONMENT.parse(template))
+
+
+def _filled(template: str, text: str) -> Record:
+    """A text as the one field that must be there; those of `{% if input %}` are empty beside it."""
+    tests = [clause.test for clause in _ENVIRONMENT.parse(template).find_all(nodes.If)]
+    spare = {each.name for each in tests if isinstance(each, nodes.Name)}
+    names = sorted(_names(template) - spare)
+    if len(names) != 1:
+        raise errors.BadInput(
+            f"the template {template!r} of this task has the fields {', '.join(names) or 'none'}, and a mere text "
+            'fills one; give them by --prompts, in lines such as {"fields": {"text": "..."}}'
+        )
+    return {**dict.fromkeys(spare, ""), names[0]: text}
 
 
 def named(template: str) -> str:
