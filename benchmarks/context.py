@@ -18,7 +18,7 @@ import sys
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import jax  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 
 from model import errors  # noqa: E402
 from train import context_curve, evaluate  # noqa: E402
@@ -34,6 +34,7 @@ flags.DEFINE_string("workdir", "runs/context", "figures/context.png and its numb
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
+    logging.set_verbosity(logging.ERROR)
     try:
         numbers = measured()
         header, rows = context_curve.table(numbers)

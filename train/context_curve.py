@@ -17,9 +17,9 @@ from flax import linen as nn
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from model import errors
+from model import checkpoint, errors
 from model.config import RECURRENT
-from train import bootstrap, curves, data, evaluate, figures, losses, metrics
+from train import bootstrap, data, evaluate, figures, losses, metrics
 from train.streams import Tokens
 
 FAMILIES = ("decoder_only", *RECURRENT)
@@ -165,14 +165,11 @@ def _line(
     for size in sizes:
         nats_N = nats(run.net, run.lm.params, ids, chosen.places_N, size)
         found.append(bootstrap.interval(_by_document(nats_N, chosen.documents_N), seed=0))
-    training, _ = curves.read_metrics(run.directory / "metrics.jsonl")
     return {
         "name": name,
         "family": run.lm.config.family,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.lm.params)),
-        "tokens": next(
-            (each["tokens"] for each in reversed(training) if each["step"] <= run.step), 0
-        ),
+        "tokens": checkpoint.read_meta(run.directory / "checkpoints", run.step)["tokens"],
         "loss": [each.value for each in found],
         "low": [each.low for each in found],
         "high": [each.high for each in found],
