@@ -39,6 +39,7 @@ ONCE = {
     *("test_guides", "test_harness", "test_jail", "test_launch", "test_metrics", "test_plan"),
     *("test_pretrained_tokenizer", "test_report", "test_resume", "test_scatter", "test_start"),
     *("test_sweep", "test_task_eval", "test_tokenizer", "test_train_sweep", "test_trials"),
+    *("test_context_curve", "test_word_tests"),
 }
 
 
