@@ -161,7 +161,7 @@ def chunked(lm: model.LM) -> Made:
     """Prompts are read two tokens at a time."""
     whole = loop.prefill
 
-    def read(net: Any, params: Any, tokens_BT: Any, count: Any) -> Any:
+    def read(net: Any, params: Any, tokens_BT: Any, count: Any, prefix: bool = False) -> Any:
         if net.config.family == "encoder_decoder":  # an encoder reads its source at once
             return whole(net, params, tokens_BT, count)
         memory = model.cache.for_prompt(net.config, tokens_BT.shape[1], net.runtime.dtype)

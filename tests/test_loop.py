@@ -107,7 +107,7 @@ def test_a_run_measures_samples_and_loads_the_average_of_its_weights_if_it_keeps
 ):
     seen = []
 
-    def measured(eval_step, params, batches, text_bytes):
+    def measured(eval_step, params, batches, text_bytes, text_words):
         seen.append(checkpoint.tree_digest(params))
         return {"loss": 3.0, "perplexity": 20.0, "bits_per_byte": 2.0, "tokens": 5.0}
 

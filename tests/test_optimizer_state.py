@@ -100,7 +100,7 @@ def machine(arm, sizes):
         in_shardings=(where, None, None),
         out_shardings=(where, None),
     )
-    batch = {"weights": jnp.ones((2, 3))}
+    batch = {"weights": jnp.ones((2, 3)), "segments": jnp.ones((2, 3), jnp.int32)}
     return (
         abstract,
         lambda: step.init_state(NET, transform, mesh, key=jax.random.key(3)),

@@ -180,7 +180,8 @@ def test_a_recipe_of_any_task_is_planned(family, task, capsys):
 def test_a_recipe_may_name_a_preset_and_change_it_and_says_all_of_it_in_its_json():
     group = {"preset": "gpt2-124m", "layers": 3, "context_length": 31}
     made = recipe.from_config(RECIPE | {"model": group})
-    assert made.model_config(283) == presets.config("gpt2-124m", layers=3, context_length=31)
+    sizes = dict(vocab_size=283, layers=3, context_length=31)
+    assert made.model_config(283) == presets.config("gpt2-124m", **sizes)
     groups = json.loads(recipe.to_json(made, made.model_config(283)))
     assert "preset" not in groups["model"] and groups["model"]["position"] == "learned"
     assert recipe.from_config(groups).model_config(283) == made.model_config(283)

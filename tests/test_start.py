@@ -227,7 +227,8 @@ def examples(**streams):
         (
             Task("classify", labels=("a", "b")),
             {"text": ([3, 4], [5]), "labels": ([1], [0])},
-            {"tokens": [31, 32, 3, 4, 0, 0, 0], "targets": [1, 0, 0, 0, 0, 0, 0], "weights": [1, 0, 0, 0, 0, 0, 0]},
+            {"tokens": [31, 32, 3, 4, 31, 32, 5], "targets": [1, 0, 0, 0, 0, 0, 0], "weights": [1, 0, 0, 0, 1, 0, 0],
+             "segments": [1, 1, 1, 1, 2, 2, 2]},
         ),
         (
             Task("tag", labels=("a", "b")),

@@ -100,8 +100,9 @@ class Meter:
         told = "bits_per_byte" if "bits_per_byte" in values else "accuracy"
         self._losses |= {"valid": values["loss"], told: values[told]}
         self._record.metrics(number, "valid", {**values, "tokens": self._tokens}, {})
-        more = f"accuracy {values['accuracy']:.2%}"
-        if told == "bits_per_byte":
+        if told == "accuracy":
+            more = f"accuracy {values[told]:.2%}"
+        else:
             more = f"perplexity {values['perplexity']:.2f}  {values[told]:.4f} bits per byte"
         self._progress.say(
             f"step {number}/{self._asked.train.steps}  held-out loss {values['loss']:.4f}  {more}"
