@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from model import cache, layers, positions, sharding
+from model import cache, layers, positions, sharding, splash
 from model.config import ModelConfig, Runtime, Scores
 
 BLOCK = 128
@@ -28,6 +28,8 @@ class Sight(struct.PyTreeNode):
         source: what cross-attention may see of the source, bool [B, 1, T, S], or None.
         prefix_B: int32, how many first tokens see each other both ways, or None: none do.
         causal: whether it is known that no token sees one that stands behind it in its row.
+        plain: whether it is known that this and `segments_BT` are all that limits the look.
+        segments_BT: int32, of packed rows, or None.
     """
 
     positions_BT: jax.Array
@@ -38,6 +40,8 @@ class Sight(struct.PyTreeNode):
     source: jax.Array | None = None
     prefix_B: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
+    plain: bool = struct.field(pytree_node=False, default=False)
+    segments_BT: jax.Array | None = None
 
 
 def look(
@@ -72,7 +76,14 @@ def look(
         sees = sees & same_segment(segments_BT, segments_BT)
     ahead = not causal or prefix_B is not None
     return Sight(
-        positions_BT, positions_BT, sees, real_BT=mask_BT, prefix_B=prefix_B, causal=not ahead
+        positions_BT,
+        positions_BT,
+        sees,
+        real_BT=mask_BT,
+        prefix_B=prefix_B,
+        causal=not ahead,
+        plain=not ahead and mask_BT is None,
+        segments_BT=segments_BT,
     )
 
 
@@ -113,7 +124,7 @@ def within(sight: Sight, window: int | jax.Array) -> Sight:
     Example: with window 2 the last of three tokens sees `[0, 1, 1]`.
     """
     near = sight.positions_BT[:, :, None] - sight.keys_BS[:, None, :] < window
-    return sight.replace(sees=sight.sees & near[:, None])
+    return sight.replace(sees=sight.sees & near[:, None], plain=False)
 
 
 def real(mask_BS: jax.Array) -> jax.Array:
@@ -174,6 +185,10 @@ def attend(
         # Blocks of rows whose tokens lie on several devices would have to be sent around.
         whole = sharding.devices_of("sequence") == 1
         kind = "blocks" if sight.causal and length > 2 * BLOCK and whole else "xla"
+    if kind == "splash":
+        if sight.plain and sight.bias is None and splash.applies(q_BTNH, k_BSKH):
+            return splash.attend(q_BTNH, k_BSKH, v_BSKH, sight.segments_BT, scale, cap)
+        kind = "xla"
     if kind != "blocks":
         return _attend(kind, scale, cap, q_BTNH, k_BSKH, v_BSKH, sight.sees, sight.bias)
     part = jax.checkpoint(functools.partial(_attend, "xla", scale, cap))
@@ -279,7 +294,7 @@ class Attention(nn.Module):
         if c.position == "rope" and not cross:
             q_BTNH = positions.rotate(q_BTNH, sight.positions_BT, c.rope)
         if sight.source is not None:
-            sight = sight.replace(sees=sight.source, bias=None, causal=False)
+            sight = sight.replace(sees=sight.source, bias=None, causal=False, plain=False)
         if cross and past is not None:
             k, v = past
         else:

@@ -38,7 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head.activation": ("tanh", "relu"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
-    "attention": ("auto", "xla", "blocks", "cudnn"),
+    "attention": ("auto", "xla", "blocks", "cudnn", "splash"),
 }
 
 
@@ -331,8 +331,9 @@ class Runtime:
         unroll: with `scan`, how many layers each turn of the compiled loop holds; `layers` removes the loop.
         remat: what the backward pass computes again: `none`, all but matrix products (`dots`), everything (`full`).
         attention: how rows without a cache attend: `xla` at once; `blocks` of 128 queries, each to the keys it can see,
-            whose maps the backward pass computes again, so that none is stored; `cudnn`, the fused kernel of NVIDIA
-            GPUs, in bfloat16; `auto` takes blocks for causal rows of more than 256 tokens, and `xla` otherwise.
+            whose maps the backward pass computes again, so that none is stored; `splash`, JAX's kernel for TPUs, for
+            causal rows of whole blocks without a bias or a window (others as `xla`); `cudnn`, the fused kernel of
+            NVIDIA GPUs, in bfloat16; `auto` takes blocks for causal rows of more than 256 tokens, and `xla` otherwise.
     """
 
     dtype: str = "float32"

@@ -301,6 +301,10 @@ def _record(directory: pathlib.Path, first: int, wandb: str | None, peers: Peers
 def _check_platform(asked: Recipe) -> None:
     """Refuses kernels that these devices do not have."""
     kind, platform = asked.runtime.attention, jax.default_backend()
+    if kind == "splash" and platform != "tpu":
+        raise errors.BadInput(
+            f"config.runtime.attention is 'splash', which needs TPUs, and this is a {platform}; set it to auto"
+        )
     if kind == "cudnn" and platform != "gpu":
         raise errors.BadInput(
             f"config.runtime.attention is 'cudnn', which needs NVIDIA GPUs, and this is a {platform}; set it to auto"
