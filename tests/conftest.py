@@ -35,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Files whose claims are about our own logic more than about jax's, where that takes time: CI runs them on one jax only.
 ONCE = {
     *("test_adapters", "test_beam", "test_chains", "test_check", "test_contrastive", "test_corpus"),
-    *("test_distributed", "test_documents", "test_invariance", "test_per_device"),
+    *("test_distributed", "test_documents", "test_invariance", "test_loop", "test_per_device"),
     *("test_drafting", "test_embeddings", "test_few_shot", "test_formats", "test_grammar"),
     *("test_guides", "test_harness", "test_jail", "test_launch", "test_metrics", "test_plan"),
     *("test_pretrained_tokenizer", "test_report", "test_resume", "test_scatter", "test_start"),
