@@ -31,7 +31,7 @@ def get_config(data: str = "data") -> ConfigDict:
                 "deduplicate": False,
                 "length": 256,
             },
-            "train": {"steps": 600, "batch_size": 8, "eval_every": 100, "save_every": 200},
+            "train": {"steps": 350, "batch_size": 8, "eval_every": 100, "save_every": 175},
             "optimizer": {
                 "learning_rate": 1e-3,
                 "warmup_steps": 60,
@@ -40,7 +40,7 @@ def get_config(data: str = "data") -> ConfigDict:
                 "ema_decay": 0.99,
             },
             "loss": {"label_smoothing": 0.1},
-            "runtime": {"dropout": 0.3, "unroll": 2},
+            "runtime": {"dropout": 0.5, "unroll": 2},
             "decode": {"prompts": ("a moving and clever film", "dull from start to end")},
         }
     )
