@@ -146,7 +146,7 @@ def _begin(
             f"request {request.id!r} asks for prompt_logprobs, and an encoder reads its prompt without predicting it; "
             "leave them out"
         )
-    start = lm.tokenizer.bos_id if lm.tokenizer.start_id is None else lm.tokenizer.start_id
+    start = tokenizer.decoder_start(lm.tokenizer)
     if start is None:
         raise errors.BadInput(
             "nothing says which token a target of this encoder-decoder begins with; "

@@ -109,6 +109,11 @@ def end_id(words: Tokenizer) -> int:
     return words.eos_id
 
 
+def decoder_start(words: Tokenizer) -> int | None:
+    """What the decoder of an encoder-decoder begins with: what the model says, else the begin of a text."""
+    return words.bos_id if words.start_id is None else words.start_id
+
+
 def token_texts(tokens: Sequence[str]) -> list[str]:
     """Words as they stand in a text: each but the first behind a space."""
     return [token if i == 0 else f" {token}" for i, token in enumerate(tokens)]

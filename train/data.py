@@ -223,7 +223,8 @@ def _write(
     for (name, split), task in zip(items, chosen, strict=True):
         with streams.Writer(directory / name, tokenizer.vocab_size) as writer:
             for chunk, size in _chunks(split):
-                writer.add(_encoded(task, chunk, tokenizer, corpus), map(task.measure, chunk))
+                made = task.encode_placed(chunk, tokenizer, _places(corpus, chunk))
+                writer.add(made, map(task.measure, chunk))
                 done += size
                 progress(done, total)
             splits[name] = writer.complete()
@@ -237,19 +238,8 @@ def _write(
     streams.write_json(directory / "meta.json", meta)
 
 
-def _encoded(
-    task: Task, chunk: list[Item], tokenizer: Tokenizer, corpus: Corpus
-) -> list[dict[str, list[int]]]:
-    """The examples of some items; where one of them cannot be one, the message says where it stands."""
-    try:
-        return task.encode(chunk, tokenizer)
-    except errors.BadInput:
-        for item in chunk:
-            try:
-                task.encode([item], tokenizer)
-            except errors.BadInput as error:
-                raise errors.BadInput(f"{corpus.place(item)}: {error}") from error
-        raise
+def _places(corpus: Corpus, chunk: Sequence[Item]) -> Callable[[int], str]:
+    return lambda number: corpus.place(chunk[number])
 
 
 def _stack(rows: Sequence[Batch]) -> Batch:

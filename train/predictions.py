@@ -48,15 +48,7 @@ def of(run: Run, records: Sequence[Any], names: Sequence[str]) -> list[Line]:
 def examples(run: Run, records: Sequence[Any]) -> streams.Examples:
     """The records as training would have them; where one cannot be, the message says which."""
     task, words = run.asked.task, run.lm.tokenizer
-    try:
-        made = task.encode(records, words)
-    except errors.BadInput:
-        for number, record in enumerate(records, start=1):
-            try:
-                task.encode([record], words)
-            except errors.BadInput as error:
-                raise errors.BadInput(f"record {number} to evaluate: {error}") from error
-        raise
+    made = task.encode_placed(records, words, lambda n: f"record {n + 1} to evaluate")
     return streams.of(made, map(task.measure, records))
 
 

@@ -234,7 +234,7 @@ def build(
 
 def start_id(words: Tokenizer) -> int:
     """What the decoder of an encoder-decoder begins with."""
-    start = words.bos_id if words.start_id is None else words.start_id
+    start = tokenizer.decoder_start(words)
     if start is None:
         raise errors.BadInput(
             f"tokenizer {words.digest[:16]} has no id for a decoder to begin with; use another"

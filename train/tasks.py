@@ -6,13 +6,13 @@ into the rows of a batch.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
 
-from model import chat, errors, tokenizer
+from model import chat, errors, tokenizer, trained_tokenizer
 from model.config import RECURRENT, ModelConfig
 from model.tokenizer import Tokenizer
 from train import packing
@@ -38,7 +38,7 @@ LABELLED = ("classify", "tag")
 LABEL = {"classify": "label", "tag": "tags"}
 # Whose loss is about all bytes of a text, each once.
 MEASURED = ("causal", "seq2seq", "chat")
-MASK = "<mask>"
+MASK = trained_tokenizer.MASK
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 SPECIAL = {"masked": (MASK,), "denoising": (MASK,), "spans": SENTINELS, "chat": chat.SPECIAL}
 OUTSIDE = -1  # the label of a token that is asked for none
@@ -209,6 +209,20 @@ class Task:
         the assistant speaks.
         """
         return _ENCODERS[self.kind if self.whole else "text"](self, items, words)
+
+    def encode_placed(
+        self, items: Sequence[Item], words: Tokenizer, place: Callable[[int], str]
+    ) -> list[dict[str, list[int]]]:
+        """Their examples; where one of them cannot be one, the message begins with its `place`, by number."""
+        try:
+            return self.encode(items, words)
+        except errors.BadInput:
+            for number, item in enumerate(items):
+                try:
+                    self.encode([item], words)
+                except errors.BadInput as error:
+                    raise errors.BadInput(f"{place(number)}: {error}") from error
+            raise
 
 
 def fill(template: str, record: Item) -> str:
