@@ -1,4 +1,4 @@
-"""T5's objective on British novels: what summarising starts from.
+"""T5's objective on British novels, for the model of configs/dialogsum.py: what its summarising starts from.
 
 Command: python launch.py train --config=configs/spans.py:DATA --workdir=runs/spans
 where DATA is the directory that holds british-fiction.
@@ -6,21 +6,15 @@ where DATA is the directory that holds british-fiction.
 
 from ml_collections import ConfigDict
 
+from configs import dialogsum
+
 
 def get_config(data: str = "data") -> ConfigDict:
     """The recipe; `data` stands behind the colon of --config."""
     novels = f"{data}/british-fiction"
     return ConfigDict(
         {
-            "model": {
-                "preset": "transformer-base",
-                "block": "pre",
-                "context_length": 1536,
-                "layers": 3,
-                "width": 192,
-                "heads": 6,
-                "hidden": 512,
-            },
+            "model": dialogsum.get_config().model,
             "task": {"kind": "spans"},
             "tokenizer": {"kind": "unigram", "vocab_size": 6000},
             "data": {
