@@ -12,7 +12,7 @@ def get_config(data: str = "data") -> ConfigDict:
     brown = f"{data}/brown"
     return ConfigDict(
         {
-            "model": {"context_length": 128, "layers": 3, "width": 256, "heads": 8, "tied": True},
+            "model": {"context_length": 128, "layers": 3, "width": 192, "heads": 3, "tied": True},
             "tokenizer": {"kind": "word", "path": f"{brown}/vocab.txt"},
             "data": {
                 "train": {"path": f"{brown}/train.txt.gz", "split": "file"},
@@ -21,15 +21,15 @@ def get_config(data: str = "data") -> ConfigDict:
                 "length": 128,
                 "overlap": 64,
             },
-            "train": {"steps": 2400, "batch_size": 32, "eval_every": 300, "save_every": 300},
+            "train": {"steps": 1600, "batch_size": 16, "eval_every": 400, "save_every": 200},
             "optimizer": {
-                "learning_rate": 1e-3,
-                "warmup_steps": 200,
+                "name": "muon",
+                "learning_rate": 2e-3,
+                "warmup_steps": 100,
                 "end_fraction": 0.02,
-                "weight_decay": 0.5,
-                "b2": 0.98,
+                "weight_decay": 0.3,
             },
-            "runtime": {"dropout": 0.4, "unroll": 3},
+            "runtime": {"dropout": 0.3, "unroll": 3},
             "decode": {
                 "prompts": ("The President said",),
                 "settings": {"temperature": {"max_new_tokens": 60, "temperature": 0.8}},

@@ -1,4 +1,4 @@
-"""DialogSum's summaries, by an encoder-decoder that has read novels.
+"""DialogSum's summaries, by an encoder-decoder that has read novels and the dialogues before.
 
 Command: python launch.py train --config=configs/dialogsum_pretrained.py:DATA --workdir=runs/dialogsum_pretrained
 where DATA is as for configs/dialogsum.py. It starts from runs/spans: train configs/spans.py first.

@@ -12,17 +12,22 @@ def get_config(data: str = "data") -> ConfigDict:
     novels = f"{data}/british-fiction"
     return ConfigDict(
         {
-            "model": {"context_length": 512, "layers": 4, "width": 256, "heads": 8, "tied": True},
-            "tokenizer": {"kind": "unigram", "vocab_size": 8000},
+            "model": {"context_length": 512, "layers": 4, "width": 192, "heads": 3, "tied": True},
+            "tokenizer": {"kind": "unigram", "vocab_size": 6000},
             "data": {
                 "train": f"{novels}/train",
                 "valid": f"{novels}/valid",
                 "deduplicate": False,
-                "length": 512,
-                "overlap": 256,
+                "length": 256,
+                "overlap": 128,
             },
-            "train": {"steps": 4000, "batch_size": 8, "eval_every": 500, "save_every": 250},
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 100, "end_fraction": 0.05},
+            "train": {"steps": 1000, "batch_size": 8, "eval_every": 500, "save_every": 250},
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 3e-3,
+                "warmup_steps": 60,
+                "end_fraction": 0.05,
+            },
             "runtime": {"unroll": 4},
             "decode": {
                 "prompts": ("It was a dark", "My dear Elizabeth,"),

@@ -15,21 +15,26 @@ def get_config(data: str = "data") -> ConfigDict:
 
     return ConfigDict(
         {
-            "model": {"context_length": 640, "layers": 4, "width": 256, "heads": 8, "tied": True},
+            "model": {"context_length": 640, "layers": 4, "width": 192, "heads": 3, "tied": True},
             "task": {
                 "kind": "seq2seq",
                 "source": "{{ question }}\n",
                 "target": "{{ answer }}",
             },
-            "tokenizer": {"kind": "bpe", "vocab_size": 4000},
+            "tokenizer": {"kind": "bpe", "vocab_size": 3000},
             "data": {
                 "train": split("train"),
                 "test": split("test"),
                 "deduplicate": False,
                 "length": 640,
             },
-            "train": {"steps": 1500, "batch_size": 8, "eval_every": 250, "save_every": 250},
-            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 100, "end_fraction": 0.05},
+            "train": {"steps": 600, "batch_size": 4, "eval_every": 300, "save_every": 150},
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 3e-3,
+                "warmup_steps": 50,
+                "end_fraction": 0.05,
+            },
             "runtime": {"dropout": 0.1, "unroll": 4},
             "evaluate": {
                 "metrics": ("number_match",),

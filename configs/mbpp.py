@@ -15,14 +15,14 @@ def get_config(data: str = "data") -> ConfigDict:
 
     return ConfigDict(
         {
-            "model": {"context_length": 1024, "layers": 4, "width": 256, "heads": 8, "tied": True},
+            "model": {"context_length": 1024, "layers": 4, "width": 192, "heads": 3, "tied": True},
             "task": {
                 "kind": "seq2seq",
                 "source": '"""{{ text }}"""\n',
                 "target": "{{ code }}",
                 "too_long": "drop",
             },
-            "tokenizer": {"kind": "bpe", "vocab_size": 4000},
+            "tokenizer": {"kind": "bpe", "vocab_size": 3000},
             "data": {
                 "train": [
                     {**split("train"), "weight": 0.3},
@@ -33,8 +33,13 @@ def get_config(data: str = "data") -> ConfigDict:
                 "deduplicate": False,
                 "length": 1024,
             },
-            "train": {"steps": 1500, "batch_size": 4, "eval_every": 250, "save_every": 250},
-            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 100, "end_fraction": 0.05},
+            "train": {"steps": 400, "batch_size": 2, "eval_every": 200, "save_every": 100},
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 3e-3,
+                "warmup_steps": 50,
+                "end_fraction": 0.05,
+            },
             "runtime": {"dropout": 0.1, "unroll": 4},
             "evaluate": {
                 "metrics": ("pass@1", "bleu"),

@@ -18,7 +18,8 @@ def get_config(data: str = "data") -> ConfigDict:
             "model": {
                 "family": "encoder_only",
                 "context_length": 256,
-                "layers": 2,
+                "layers": 1,
+                "head": {"pooling": "mean"},
                 "width": 128,
                 "heads": 4,
             },
@@ -31,7 +32,7 @@ def get_config(data: str = "data") -> ConfigDict:
                 "deduplicate": False,
                 "length": 256,
             },
-            "train": {"steps": 350, "batch_size": 8, "eval_every": 100, "save_every": 175},
+            "train": {"steps": 300, "batch_size": 8, "eval_every": 100, "save_every": 150},
             "optimizer": {
                 "learning_rate": 1e-3,
                 "warmup_steps": 60,
@@ -40,7 +41,7 @@ def get_config(data: str = "data") -> ConfigDict:
                 "ema_decay": 0.99,
             },
             "loss": {"label_smoothing": 0.1},
-            "runtime": {"dropout": 0.5, "unroll": 2},
+            "runtime": {"dropout": 0.5, "unroll": 1},
             "decode": {"prompts": ("a moving and clever film", "dull from start to end")},
         }
     )

@@ -1,4 +1,4 @@
-"""The sentences of SST-2, by an encoder that has read novels; without `start` the same model from scratch.
+"""The sentences of SST-2, by an encoder that has read novels and the reviews before.
 
 Command: python launch.py train --config=configs/sst2_pretrained.py:DATA --workdir=runs/sst2_pretrained
 where DATA is as for configs/sst2.py. It starts from runs/masked: train configs/masked.py first.

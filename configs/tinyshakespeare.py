@@ -12,7 +12,7 @@ def get_config(data: str = "data") -> ConfigDict:
     plays = {"path": f"{data}/tinyshakespeare/input.txt", "split": "file"}
     return ConfigDict(
         {
-            "model": {"context_length": 256, "layers": 4, "width": 192, "heads": 6, "tied": True},
+            "model": {"context_length": 256, "layers": 4, "width": 192, "heads": 3, "tied": True},
             "tokenizer": {"kind": "char"},
             "data": {
                 "train": {**plays, "part": "0:0.9"},
@@ -21,15 +21,15 @@ def get_config(data: str = "data") -> ConfigDict:
                 "length": 256,
                 "overlap": 128,
             },
-            "train": {"steps": 2500, "batch_size": 32, "eval_every": 500, "save_every": 500},
+            "train": {"steps": 3200, "batch_size": 8, "eval_every": 800, "save_every": 400},
             "optimizer": {
-                "learning_rate": 3e-3,
+                "name": "muon",
+                "learning_rate": 4e-3,
                 "warmup_steps": 100,
                 "end_fraction": 0.03,
                 "weight_decay": 0.1,
-                "b2": 0.98,
             },
-            "runtime": {"dropout": 0.15, "unroll": 4},
+            "runtime": {"dropout": 0.1, "unroll": 4},
             "decode": {
                 "prompts": ("ROMEO:", "What light"),
                 "settings": {"temperature": {"max_new_tokens": 200, "temperature": 0.8}},

@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "embedding": ("plain", "scaled", "normed", "scaled_normed", "head_scaled"),
     "head.kind": ("lm", "sequence", "token", "none"),
     "head.activation": ("tanh", "relu"),
+    "head.pooling": ("first", "mean"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "blocks", "cudnn", "splash"),
@@ -149,15 +150,17 @@ class Head:
 
     Attributes:
         kind: `lm` gives logits over the vocabulary (of an encoder, for masked tokens); `sequence` classifies a text
-            by its first token; `token` each token; `none` gives the hidden states themselves.
+            as a whole; `token` each token; `none` gives the hidden states themselves.
         labels: names of the classes, in order.
         activation: between the two maps of `sequence`: `tanh` (BERT, RoBERTa) or `relu` (DistilBERT).
+        pooling: what `sequence` reads: the hidden state of the first token, or the mean of all.
         next_sentence: beside the `lm` of an encoder, whether a second text follows the first (BERT's pre-training).
     """
 
     kind: str = "lm"
     labels: tuple[str, ...] = ()
     activation: str = "tanh"
+    pooling: str = "first"
     next_sentence: bool = False
 
     def __post_init__(self) -> None:
@@ -165,6 +168,10 @@ class Head:
         if self.next_sentence and self.kind != "lm":
             raise errors.BadInput(
                 f"model.head.next_sentence is true and model.head.kind is {self.kind!r}; only 'lm' has both"
+            )
+        if self.pooling != "first" and self.kind != "sequence":
+            raise errors.BadInput(
+                f"model.head.pooling is {self.pooling!r} and model.head.kind is {self.kind!r}; only 'sequence' pools"
             )
         if bool(self.labels) != (self.kind in ("sequence", "token")):
             raise errors.BadInput(

@@ -54,7 +54,9 @@ class EncoderOnly(nn.Module):
         types: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, dict]:
-        """The last hidden state [B, T, D], and `aux` with it as `features`.
+        """What the head reads [B, T, D], and `aux` with the last hidden states as `features`.
+
+        With `head.pooling` "mean" each token has the mean of its text's hidden states, else its own.
 
         With `head.next_sentence`, `aux["next_sentence"]` are logits [B, 2]: the second text of a row follows the
         first, or does not.
@@ -76,6 +78,8 @@ class EncoderOnly(nn.Module):
         aux = {**aux, "features": x_BTD}
         if c.head.next_sentence:
             aux["next_sentence"] = self.pair(x_BTD, mask)
+        if c.head.pooling == "mean":
+            x_BTD = heads.mean(x_BTD, mask, segments)
         return x_BTD, aux
 
     def head(

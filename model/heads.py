@@ -61,7 +61,7 @@ class Transform(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Float32 logits over the head's labels: [B, C] for a text by its first real token, or [B, T, C] for each token."""
+    """Float32 logits over the head's labels: [B, C] for a text, of what its first real token has, or [B, T, C]."""
 
     config: ModelConfig
     runtime: Runtime
@@ -89,6 +89,17 @@ class Pair(nn.Module):
     def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
         x_BTD = _pooled(_first(x_BTD, mask_BT), "tanh", self.runtime.dtype)
         return _classes(x_BTD, 2, self.runtime.dtype)[:, 0]
+
+
+def mean(x_BSD: jax.Array, mask_BT: jax.Array | None, segments_BT: jax.Array | None) -> jax.Array:
+    """The mean of the hidden states of each token's text, [B, T, D]: of its segment, or of the row's real tokens."""
+    text_BT = jnp.ones(x_BSD.shape[:2], jnp.int32) if segments_BT is None else segments_BT
+    same_BTS = text_BT[:, :, None] == text_BT[:, None, :]
+    if mask_BT is not None:
+        same_BTS &= mask_BT[:, None, :]
+    same_BTS = same_BTS.astype(x_BSD.dtype)
+    share_BTS = same_BTS / jnp.maximum(same_BTS.sum(2, keepdims=True), 1)
+    return jnp.einsum("BTS,BSD->BTD", share_BTS, x_BSD)
 
 
 def _pooled(x_BTD: jax.Array, activation: str, dtype: str) -> jax.Array:

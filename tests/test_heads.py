@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import model
-from model import bundle
+from model import bundle, errors, hf_config
 from model.config import Head, ModelConfig
 from tests import published, variants
 
@@ -103,3 +103,52 @@ def test_both_heads_say_what_those_of_transformers_say(tmp_path):
         (aux["next_sentence"], expected.seq_relationship_logits),
     ):
         assert np.abs(ours - said.numpy()).max() < 1e-4 * np.abs(said.numpy()).max()
+
+
+def test_a_text_is_the_mean_of_its_hidden_states_packed_padded_or_alone():
+    """tanh(m W + b) V + c of the mean m, in numpy; the control is the head that reads the first token."""
+    config = dataclasses.replace(
+        CONFIG, head=Head("sequence", ("no", "yes", "maybe"), pooling="mean")
+    )
+    params = fresh(config)
+    leaves, tree = jax.tree.flatten(params["head"])
+    drawn = jax.random.split(jax.random.key(5), len(leaves))
+    params["head"] = tree.unflatten(
+        [jax.random.normal(k, x.shape) for k, x in zip(drawn, leaves, strict=True)]
+    )
+    dense, out = (jax.tree.map(np.asarray, params["head"][name]) for name in ("dense", "out"))
+    texts = [np.arange(1, 8), np.arange(9, 14)]
+
+    def said(mean_D):
+        return np.tanh(mean_D @ dense["weight"] + dense["bias"]) @ out["weight"] + out["bias"]
+
+    expected = []
+    for text in texts:
+        logits_BC, aux = say(
+            config, params, text[None].astype(np.int32), np.ones((1, len(text)), bool)
+        )
+        expected.append(said(np.asarray(aux["features"])[0].mean(axis=0)))
+        np.testing.assert_allclose(logits_BC[0], expected[-1], atol=1e-5)
+        first = dataclasses.replace(config, head=dataclasses.replace(config.head, pooling="first"))
+        other_BC, _ = say(first, params, text[None].astype(np.int32), np.ones((1, len(text)), bool))
+        assert np.abs(other_BC - logits_BC).max() > 0.1
+
+    tokens_BT, mask_BT = np.zeros((2, 9), np.int32), np.zeros((2, 9), bool)
+    for row, text in enumerate(texts):
+        tokens_BT[row, 9 - len(text) :], mask_BT[row, 9 - len(text) :] = text, True
+    np.testing.assert_allclose(say(config, params, tokens_BT, mask_BT)[0], expected, atol=1e-5)
+
+    net, packed_BT = model.build(config), np.concatenate([*texts, [0, 0]])[None].astype(np.int32)
+    segments_BT = np.repeat([1, 2, 0], [7, 5, 2])[None].astype(np.int32)
+    x_BTD, _ = net.apply({"params": params}, packed_BT, segments=segments_BT, method="features")
+    logits_BTC = net.apply({"params": params}, x_BTD, every=True, method="head")
+    np.testing.assert_allclose(logits_BTC[0, [0, 7]], expected, atol=1e-5)
+
+
+def test_a_mean_is_of_a_text_alone_and_no_hugging_face_class_has_it():
+    with pytest.raises(errors.BadInput, match="only 'sequence' pools"):
+        Head("token", ("a", "b"), pooling="mean")
+    head = Head("sequence", ("a", "b"), pooling="mean")
+    assert hf_config.holding(dataclasses.replace(CONFIG, head=head)) is None
+    head = dataclasses.replace(head, pooling="first")
+    assert hf_config.holding(dataclasses.replace(CONFIG, head=head)) == "bert"

@@ -1,5 +1,6 @@
 """Is every wrong config told in one line, and does a run go on only under a recipe that computes the same?"""
 
+import dataclasses
 import json
 import re
 
@@ -7,8 +8,8 @@ import pytest
 
 from decode.settings import Settings
 from model import errors
-from model.config import ModelConfig, Runtime
-from train import recipe
+from model.config import Head, ModelConfig, Runtime
+from train import recipe, start
 
 
 def config(**groups) -> dict:
@@ -330,3 +331,24 @@ def test_a_change_that_cannot_be_allowed_is_refused(key, message):
     recipe.check_allowed(["train.steps"], groups)
     with pytest.raises(errors.BadInput, match=re.escape(message)):
         recipe.check_allowed([key], groups)
+
+
+def test_a_head_is_the_tasks_with_what_the_config_or_a_model_of_the_same_task_adds(
+    tmp_path, monkeypatch
+):
+    task = {"kind": "classify", "labels": ("no", "yes")}
+    groups = {"task": task, "tokenizer": {"vocab_size": 307}}
+    encoder = {"family": "encoder_only", "kv_heads": None}
+    given = config(model={**encoder, "head": {"pooling": "mean"}}, **groups)
+    pooled = Head("sequence", ("no", "yes"), pooling="mean")
+    assert recipe.from_config(given).model_config(307).head == pooled
+
+    base = ModelConfig(307, 31, 1, 16, 2, family="encoder_only")
+    for head, expected in (
+        (Head("sequence", ("a", "b", "c"), "relu"), Head("sequence", ("no", "yes"), "relu")),
+        (Head("token", ("a", "b")), Head("sequence", ("no", "yes"))),
+    ):
+        found = dataclasses.replace(base, head=head)
+        monkeypatch.setattr(start.sources, "config_of", lambda _, found=found: found)
+        given = {**config(**groups), "model": {}, "start": {"path": str(tmp_path)}}
+        assert recipe.from_config(given).model_config(307).head == expected

@@ -72,7 +72,11 @@ class Recipe:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The weights of the model over a vocabulary of `vocab_size` pieces, unless the config asks for more."""
-        given = self.start.fill({"head": self.task.head, **self.model})
+        given = self.start.fill(self.model)
+        own, head = self.model.get("head", {}), given.get("head", {})
+        if isinstance(own, Mapping):
+            alike = head.get("kind") == self.task.head["kind"]
+            given["head"] = {**(head if alike else {}), **self.task.head, **own}
         wanted = given.get("vocab_size")
         values = {**given, "vocab_size": vocab_size if wanted is None else wanted}
         built = errors.build(ModelConfig, values, "config.model")
