@@ -13,5 +13,6 @@ def get_config(data: str = "data") -> ConfigDict:
     """The recipe; `data` stands behind the colon of --config."""
     config = sst2.get_config(data)
     config.start = {"path": "runs/masked"}
-    del config.model, config.tokenizer
+    config.model = {"head": config.model.head}
+    del config.tokenizer
     return config
