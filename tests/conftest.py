@@ -39,8 +39,8 @@ ONCE = {
     *("test_drafting", "test_embeddings", "test_few_shot", "test_formats", "test_grammar"),
     *("test_guides", "test_harness", "test_jail", "test_launch", "test_metrics", "test_plan"),
     *("test_pretrained_tokenizer", "test_report", "test_resume", "test_scatter", "test_start"),
-    *("test_sweep", "test_task_eval", "test_tokenizer", "test_train_sweep", "test_trials"),
-    *("test_context_curve", "test_word_tests"),
+    *("test_sampling", "test_sweep", "test_task_eval", "test_tokenizer", "test_train_sweep"),
+    *("test_context_curve", "test_trials", "test_two_roads", "test_word_tests"),
 }
 
 
