@@ -1,5 +1,7 @@
 """Is the loss the negative log-likelihood of the target, whatever the logits look like?"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,37 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(chunk):
     plain = summed(losses.LossConfig(chunk=chunk), *case())
     assert plain[0].objective == plain[0].nats == pytest.approx(float(whole[0].nats), rel=1e-6)
     assert abs(whole[0].objective - whole[0].nats) > 0.1
+
+
+def few(counts, length=24):
+    """A case with so many targets in each row, at places of their own."""
+    rng, (head, params, *_) = np.random.default_rng(9), case()
+    weights_BT = np.zeros((len(counts), length), np.float32)
+    for row, count in enumerate(counts):
+        weights_BT[row, rng.permutation(length)[:count]] = rng.uniform(0.5, 2, count)
+    x_BTD = jnp.float32(rng.normal(0, 1, (*weights_BT.shape, 5)))
+    return head, params, x_BTD, jnp.int32(rng.integers(0, 11, weights_BT.shape)), weights_BT
+
+
+@pytest.mark.parametrize("counts", [(3, 4), (0, 1), (0, 0), (24, 5), (24, 24)])
+def test_chunks_without_targets_are_left_out_and_nothing_changes(counts):
+    options, computed = dict(label_smoothing=0.2, z_loss=0.03), []
+    head, *arrays = few(counts)
+
+    def counting(params, x_BTD):
+        jax.debug.callback(lambda: computed.append(x_BTD.shape))
+        return head(params, x_BTD)
+
+    whole = summed(losses.LossConfig(chunk=0, **options), head, *arrays)
+    found = summed(losses.LossConfig(skip=True, **options), counting, *arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, whole)
+    jax.effects_barrier()
+    assert computed == [(2, 3, 5)] * -(-max(counts) // 3)
+    measure = functools.partial(losses.by_row, head, *arrays)
+    for one, other in zip(
+        measure(losses.LossConfig(skip=True)), measure(losses.LossConfig(chunk=0)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=2e-5)
 
 
 def test_logits_are_never_there_at_once():

@@ -48,6 +48,29 @@ def test_a_config_becomes_dataclasses_with_every_default():
     )
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "few"),
+    [
+        ({}, {}, False),
+        ({"kind": "masked"}, {"family": "encoder_only", "kv_heads": None}, True),
+        ({"kind": "chat"}, {}, True),
+        ({"kind": "seq2seq", "source": "{{ a }}", "target": "{{ b }}"}, {}, True),
+        (
+            {"kind": "seq2seq", "source": "{{ a }}", "target": "{{ b }}"},
+            {"family": "encoder_decoder"},
+            False,
+        ),
+    ],
+)
+def test_logits_are_left_out_where_few_tokens_are_targets_unless_the_config_says_otherwise(
+    task, model, few
+):
+    whole = config(task=task, model=model)
+    assert recipe.from_config(whole).loss.skip is few
+    for own in (True, False):
+        assert recipe.from_config({**whole, "loss": {"skip": own}}).loss.skip is own
+
+
 def test_groups_that_only_have_defaults_may_be_left_out():
     whole = config()
     for name in ("optimizer", "runtime", "decode", "seed"):

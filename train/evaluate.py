@@ -208,7 +208,7 @@ def _eval_step(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD, _ = step.features(net, params, batch, key=None)
     if net.config.head.kind != "lm":
-        loss = dataclasses.replace(loss, chunk=0)
+        loss = dataclasses.replace(loss, chunk=0, skip=False)
     targets_BT, weights_BT = batch["targets"], batch["weights"]
     read = heads.params(net.config, params)
     nats_B, right_B = losses.by_row(

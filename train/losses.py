@@ -26,11 +26,14 @@ class LossConfig:
             (Chowdhery et al. 2022, section 5: 1e-4).
         chunk: about how many tokens have their logits in a device's memory at once; 0 takes all. It changes nothing but
             the order in which the gradient of the head is summed.
+        skip: brings the targets of each row together, in eight chunks or more, and computes no logits for a chunk that
+            has none. None is what suits the task of a recipe: true for hidden tokens and for the answers of a decoder.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     chunk: int = 1024
+    skip: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -93,9 +96,10 @@ def summed(
     Only `objective` has a gradient. In chunks each one's gradient is computed right behind its value, while its logits
     are there, so neither all logits nor a second product with the table are ever needed.
     """
-    rows, length = sharding.share(x_BTD.shape[:2])
-    parts = chunks(rows, length, config.chunk)
+    parts = _parts(x_BTD, config)
     targets = targets_BT, weights_BT
+    if config.skip:
+        x_BTD, *targets = _together(parts, x_BTD, *targets)
     if parts == 1:
         return _sums(head, config, params, x_BTD, *targets)
     return _chunked(head, config, parts, params, x_BTD, *targets)
@@ -114,18 +118,21 @@ def by_row(
     What `summed` would measure, without a gradient.
     """
 
-    def measured(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple:
+    def measured(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> list:
         logits_BTV = head(params, x_BTD)
         nats_BT = cross_entropy(logits_BTV, targets_BT)
         right_BT = (logits_BTV.argmax(axis=-1) == targets_BT).astype(jnp.float32)
-        return tuple((each_BT * weights_BT).sum(axis=1) for each_BT in (nats_BT, right_BT))
+        return [(each_BT * weights_BT).sum(axis=1) for each_BT in (nats_BT, right_BT)]
 
-    parts = chunks(*sharding.share(x_BTD.shape[:2]), config.chunk)
+    parts, batch = _parts(x_BTD, config), (x_BTD, targets_BT, weights_BT)
+    if config.skip:
+        batch = _together(parts, *batch)
     if parts == 1:
-        return measured(x_BTD, targets_BT, weights_BT)
-    split = _chunks_of(parts, x_BTD, targets_BT, weights_BT)
-    found = jax.lax.map(lambda chunk: measured(*chunk), split)
-    return tuple(each.sum(axis=0) for each in found)
+        nats_B, right_B = measured(*batch)
+        return nats_B, right_B
+    found = jax.lax.map(lambda chunk: _unless(config, measured, *chunk), _chunks_of(parts, *batch))
+    nats_B, right_B = (each.sum(axis=0) for each in found)
+    return nats_B, right_B
 
 
 def chunks(rows: int, length: int, tokens: int) -> int:
@@ -137,6 +144,38 @@ def chunks(rows: int, length: int, tokens: int) -> int:
         for n in range(1, length + 1)
         if length % n == 0 and (rows * length <= n * tokens or n == length)
     )
+
+
+def _parts(x_BTD: jax.Array, config: LossConfig) -> int:
+    """How many chunks a device's hidden states are cut into."""
+    rows, length = sharding.share(x_BTD.shape[:2])
+    eighth = -(-rows * length // 8)
+    return chunks(
+        rows, length, min(config.chunk or eighth, eighth) if config.skip else config.chunk
+    )
+
+
+def _together(
+    parts: int, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens in another order, in which the first chunks of `_split` have those of each row that are targets."""
+    last_BT = jnp.argsort(weights_BT == 0, axis=1, stable=True)
+    order_BT = last_BT.reshape(len(last_BT), parts, -1).swapaxes(1, 2).reshape(last_BT.shape)
+
+    def ordered(array: jax.Array) -> jax.Array:
+        places = order_BT.reshape(*order_BT.shape, *[1] * (array.ndim - 2))
+        return jnp.take_along_axis(array, places, axis=1)
+
+    return ordered(x_BTD), ordered(targets_BT), ordered(weights_BT)
+
+
+def _unless(config: LossConfig, compute: Callable[..., Any], *chunk: jax.Array) -> Any:
+    """What `compute` makes of a chunk, or zeros where that is allowed and no token of it has a weight."""
+    if not config.skip:
+        return compute(*chunk)
+    shapes = jax.eval_shape(compute, *chunk)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond((chunk[-1] != 0).any(), compute, lambda *_: zeros, *chunk)
 
 
 def _terms(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,7 +228,8 @@ def _chunked(
     """`_sums`, chunk by chunk."""
 
     def add(total: Sums, chunk: tuple) -> tuple[Sums, None]:
-        return jax.tree.map(jnp.add, total, _sums(head, config, params, *chunk)), None
+        sums = _unless(config, functools.partial(_sums, head, config, params), *chunk)
+        return jax.tree.map(jnp.add, total, sums), None
 
     start = Sums(jnp.float32(0), jnp.float32(0))
     return jax.lax.scan(add, start, _chunks_of(parts, x_BTD, *targets))[0]
@@ -205,9 +245,10 @@ def _forward(
         return sums.objective, sums
 
     def add(total: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
-        (_, sums), (gradient, x_gradient) = jax.value_and_grad(
-            minimised, argnums=(0, 1), has_aux=True
-        )(params, *chunk)
+        compute = jax.value_and_grad(minimised, argnums=(0, 1), has_aux=True)
+        (_, sums), (gradient, x_gradient) = _unless(
+            config, functools.partial(compute, params), *chunk
+        )
         return jax.tree.map(jnp.add, total, (sums, gradient)), x_gradient
 
     start = Sums(jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)

@@ -175,6 +175,10 @@ def from_config(config: Mapping[str, Any]) -> Recipe:
         built["tokenizer"] = Tokenizer(path=built["start"].words)
     built["decode"] = _decode(groups["decode"])
     built["model"] = _model(groups.get("model", {}))
+    if built["loss"].skip is None:
+        task, answers = built["task"].kind, built["model"].get("family") != "encoder_decoder"
+        few = task == "masked" or (task in ("seq2seq", "chat") and answers)
+        built["loss"] = dataclasses.replace(built["loss"], skip=few)
     others = {name: value for name, value in groups.items() if name not in built}
     recipe = errors.build(Recipe, {**others, **built}, "config")
     _check(recipe)

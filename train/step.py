@@ -167,7 +167,7 @@ def batch_loss(
     """
     x_BTD, aux = features(net, params, batch, key=key)
     if net.config.head.kind != "lm":
-        config = dataclasses.replace(config, chunk=0)
+        config = dataclasses.replace(config, chunk=0, skip=False)
     sums = losses.summed(
         head(net, key=jax.random.fold_in(key, 1)),
         heads.params(net.config, params),
