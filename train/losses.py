@@ -97,9 +97,9 @@ def summed(
     are there, so neither all logits nor a second product with the table are ever needed.
     """
     parts = _parts(x_BTD, config)
-    targets = targets_BT, weights_BT
     if config.skip:
-        x_BTD, *targets = _together(parts, x_BTD, *targets)
+        x_BTD, targets_BT, weights_BT = _together(parts, x_BTD, targets_BT, weights_BT)
+    targets = targets_BT, weights_BT
     if parts == 1:
         return _sums(head, config, params, x_BTD, *targets)
     return _chunked(head, config, parts, params, x_BTD, *targets)
