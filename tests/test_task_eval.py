@@ -190,6 +190,19 @@ def test_a_text_is_written_from_the_prompt_of_training_and_its_likelihood_is_the
     assert bits == pytest.approx(total / np.log(2) / size, rel=1e-4)
 
 
+def test_the_loss_of_records_without_the_tasks_target_is_that_of_the_first_reference(opened):
+    asked = dict(metrics=("loss", "bits_per_byte"), limit=7)
+    expected = measured(opened("seq2seq", **asked)).values
+    run = opened("seq2seq", references=("{{ first }}", "{{ second }}"), **asked)
+    records = [
+        {"a": record["a"], "first": record["b"], "second": "dog"}
+        for record in RECORDS["seq2seq"][:7]
+    ]
+    found = task_eval.measure(run, records).values
+    assert found["metrics"]["loss"]["value"] == expected["metrics"]["loss"]["value"]
+    assert found["metrics"]["bits_per_byte"] == expected["metrics"]["bits_per_byte"]
+
+
 def test_the_loss_of_test_records_is_that_of_the_same_records_held_out(opened):
     run = opened("seq2seq", test=True, metrics=("loss",))
     found = measured(run)

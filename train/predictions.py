@@ -47,7 +47,7 @@ def of(run: Run, records: Sequence[Any], names: Sequence[str]) -> list[Line]:
 
 def examples(run: Run, records: Sequence[Any]) -> streams.Examples:
     """The records as training would have them; where one cannot be, the message says which."""
-    task, words = run.asked.task, run.lm.tokenizer
+    task, words = _learnt(run), run.lm.tokenizer
     made = task.encode_placed(records, words, lambda n: f"record {n + 1} to evaluate")
     return streams.of(made, map(task.measure, records))
 
@@ -111,7 +111,7 @@ def _tags(run: Run, records: Sequence[Record]) -> list[Line]:
 
 def _nats(run: Run, records: Sequence[Any]) -> list[Line]:
     """How unlikely the model finds what should be written."""
-    task, made = run.asked.task, examples(run, records)
+    task, made = _learnt(run), examples(run, records)
     net, head = run.net, step.head(run.net, key=None)
 
     def forward(params: Any, batch: step.Batch) -> jax.Array:
@@ -223,6 +223,16 @@ def _tested(
     for line, samples in zip(lines, done, strict=True):
         line["outcomes"] = [next(results).outcome for _ in samples]
     return lines
+
+
+def _learnt(run: Run) -> Task:
+    """The task with the first reference for its target."""
+    task, templates = run.asked.task, run.asked.evaluate.references
+    return (
+        dataclasses.replace(task, target=templates[0])
+        if templates and task.kind == "seq2seq"
+        else task
+    )
 
 
 def _asking(run: Run) -> Task:
