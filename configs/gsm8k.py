@@ -28,7 +28,7 @@ def get_config(data: str = "data") -> ConfigDict:
                 "deduplicate": False,
                 "length": 640,
             },
-            "train": {"steps": 600, "batch_size": 4, "eval_every": 300, "save_every": 150},
+            "train": {"steps": 400, "batch_size": 4, "eval_every": 200, "save_every": 100},
             "optimizer": {
                 "name": "muon",
                 "learning_rate": 3e-3,

@@ -14,5 +14,6 @@ def get_config(data: str = "data") -> ConfigDict:
     config = sst2.get_config(data)
     config.start = {"path": "runs/masked"}
     config.model = {"head": config.model.head}
+    config.train.steps, config.runtime.dropout = 500, 0.3
     del config.tokenizer
     return config
