@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model import config
-from model.config import ModelConfig, Runtime
+from model.config import RECURRENT, ModelConfig, Runtime
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -38,6 +38,7 @@ class Dense(nn.Module):
         bias: whether a bias over the output's own letters is added.
         scale: multiplies the initial standard deviation 1/sqrt(fan_in); residual branches pass 1/sqrt(2 layers)
             (Radford et al. 2019, section 2.3).
+        first_bias: what the bias begins with.
     """
 
     equation: str
@@ -46,6 +47,7 @@ class Dense(nn.Module):
     bias: bool
     dtype: str
     scale: float = 1.0
+    first_bias: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,8 +63,8 @@ class Dense(nn.Module):
         if self.bias:
             own = [letter for letter in result if letter in letters_weight]
             axes = tuple(self.axes[letters_weight.index(letter)] for letter in own)
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
-            bias = self.param("bias", zeros, tuple(size[letter] for letter in own), jnp.float32)
+            init = nn.with_logical_partitioning(self.first_bias, axes)
+            bias = self.param("bias", init, tuple(size[letter] for letter in own), jnp.float32)
             y += jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - bias.ndim)))
         return y
 
@@ -96,8 +98,12 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         c = self.config
         rows, axis = (c.token_types, "position") if self.types else (c.vocab_size, "vocab")
-        # T5 shrinks what its head reads, and begins with a table of ones' size instead.
-        init = normal(1.0 if c.embedding == "head_scaled" else 0.02, (axis, "embed"))
+        # T5 shrinks what its head reads, and begins with a table of ones' size instead. No norm stands before a
+        # recurrent layer, and what is small stays small there: for hundreds of steps nothing else was learnt from 0.02.
+        recurrent = c.family in RECURRENT
+        init = normal(
+            1.0 if c.embedding == "head_scaled" else 0.1 if recurrent else 0.02, (axis, "embed")
+        )
         self.weight = self.param("weight", init, (rows, c.width), jnp.float32)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:

@@ -38,6 +38,11 @@ def gru(state: State, from_input_BQD: jax.Array, from_state_BQD: jax.Array) -> S
     return (1 - z_BD) * n_BD + z_BD * state[0], state[1]
 
 
+def remembering(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """A bias [Q, H] that leaves forget gates open at first (Jozefowicz et al. 2015, section 2.2), the others at 0."""
+    return jnp.zeros(shape, dtype).at[..., 1, :].set(1)
+
+
 CELLS = {"lstm": lstm, "gru": gru}
 
 
@@ -68,7 +73,10 @@ class Layer(nn.Module):
             bias=True,
             dtype=self.runtime.dtype,
         )
-        inputs_BTQH = layers.Dense("BTD,DQH->BTQH", name="input", **dense)(x_BTD)
+        first_bias = remembering if family == "lstm" else nn.initializers.zeros
+        inputs_BTQH = layers.Dense("BTD,DQH->BTQH", name="input", first_bias=first_bias, **dense)(
+            x_BTD
+        )
         starts_BT = jnp.broadcast_to(sight.positions_BT == 0, (batch, length))
         real_BT = jnp.ones((batch, length), bool) if sight.real_BT is None else sight.real_BT
         blank_BD = jnp.zeros((batch, width), inputs_BTQH.dtype)

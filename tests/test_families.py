@@ -244,3 +244,14 @@ def test_bfloat16_stays_near_float32(name):
     actual = say(name, variants.tokens(), runtime=Runtime(dtype="bfloat16"))
     assert actual.dtype == np.float32
     assert 1e-5 < np.abs(actual - expected).max() / np.abs(expected).max() < 0.08
+
+
+def test_a_fresh_lstm_has_open_forget_gates_and_a_table_of_a_tenth():
+    config = model.ModelConfig(50, 16, 2, 64, family="lstm", tied=True)
+    params = model.init(model.build(config), key=jax.random.key(0))
+    for layer in params["stack"].values():
+        np.testing.assert_array_equal(
+            layer["input"]["bias"], np.repeat([0, 1, 0, 0], 64).reshape(4, 64)
+        )
+        assert not layer["recurrent"]["bias"].any()
+    assert np.asarray(params["embedding"]["weight"]).std() == pytest.approx(0.1, rel=0.05)
