@@ -35,6 +35,9 @@ def get_config(data: str = "data") -> ConfigDict:
                 "warmup_steps": 60,
                 "end_fraction": 0.05,
             },
-            "decode": {"prompts": ("She opened the <extra_id_0> and looked out .",)},
+            "decode": {
+                "prompts": ("She opened the <extra_id_0> and looked out .",),
+                "settings": {"greedy": {"max_new_tokens": 8, "temperature": 0.0}},
+            },
         }
     )
