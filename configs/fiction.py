@@ -2,6 +2,7 @@
 
 Command: python launch.py train --config=configs/fiction.py:DATA --workdir=runs/fiction
 where DATA is the directory that holds british-fiction.
+Figure: 1.742 bits per byte of two other novels after 13 minutes of one core.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,7 @@
 
 Command: python launch.py train --config=configs/mbpp.py:DATA --workdir=runs/mbpp
 where DATA is the directory that holds mbpp.
+Figure: no test program right, BLEU 9.0, after 6 minutes of one core.
 """
 
 from ml_collections import ConfigDict

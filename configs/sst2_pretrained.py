@@ -2,6 +2,7 @@
 
 Command: python launch.py train --config=configs/sst2_pretrained.py:DATA --workdir=runs/sst2_pretrained
 where DATA is as for configs/sst2.py. It starts from runs/masked: train configs/masked.py first.
+Figure: 77.2 % of the test sentences after 2 minutes of one core, and 9 of configs/masked.py.
 """
 
 from ml_collections import ConfigDict

