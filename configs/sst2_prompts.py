@@ -2,6 +2,7 @@
 
 Command: python launch.py eval --config=configs/sst2_prompts.py:DATA --from=MODEL --shots=0,1,2,4, where DATA is the
 directory that holds sst2/stsa.binary.train and .test.
+Figure: 53.2, 53.5, 55.5 and 52.2 % of 400 sentences, of configs/fiction.py; 52.0 % are "1".
 """
 
 from ml_collections import ConfigDict
