@@ -34,13 +34,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Files whose claims are about our own logic more than about jax's, where that takes time: CI runs them on one jax only.
 ONCE = {
-    *("test_adapters", "test_beam", "test_chains", "test_check", "test_contrastive", "test_corpus"),
-    *("test_distributed", "test_documents", "test_invariance", "test_loop", "test_per_device"),
-    *("test_drafting", "test_embeddings", "test_few_shot", "test_formats", "test_grammar"),
-    *("test_guides", "test_harness", "test_jail", "test_launch", "test_metrics", "test_plan"),
-    *("test_pretrained_tokenizer", "test_report", "test_resume", "test_scatter", "test_start"),
-    *("test_sampling", "test_sweep", "test_task_eval", "test_tokenizer", "test_train_sweep"),
-    *("test_context_curve", "test_trials", "test_two_roads", "test_word_tests"),
+    *("test_adapters", "test_attention", "test_beam", "test_chains", "test_check"),
+    *("test_context_curve", "test_contrastive", "test_corpus", "test_distributed"),
+    *("test_documents", "test_drafting", "test_embeddings", "test_few_shot", "test_formats"),
+    *("test_grammar", "test_guides", "test_harness", "test_invariance", "test_jail", "test_launch"),
+    *("test_loop", "test_metrics", "test_per_device", "test_plan", "test_pretrained_tokenizer"),
+    *("test_processors", "test_report", "test_resume", "test_sampling", "test_scatter"),
+    *("test_start", "test_sweep", "test_task_eval", "test_tokenizer", "test_train_sweep"),
+    *("test_trials", "test_two_roads", "test_word_tests"),
 }
 
 
